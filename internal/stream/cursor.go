@@ -1,0 +1,129 @@
+package stream
+
+// Cursor is one reader's place in a log: a position and the headers that the
+// reader has. It starts nothing, holds nothing up, and needs no closing. It
+// belongs to its reader and is not safe for concurrent use; the zero value is
+// not usable.
+type Cursor struct {
+	s       *Stream
+	next    uint64   // sequence number of the entry to read
+	seeking bool     // waits for the first join point at or after next
+	headers *Headers // that the reader has
+	skipped uint64
+}
+
+// Run is a piece of the log: consecutive entries.
+type Run struct {
+	// Headers, when not nil, must be sent before the first entry, at its time:
+	// the reader has just been placed there and lacks them.
+	Headers *Headers
+	// Entries shares memory with the buffer given to Next.
+	Entries []Entry
+}
+
+// Join returns a cursor on the newest join point or, if the log has none, on
+// the first one to come.
+func (s *Stream) Join() *Cursor {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	c := &Cursor{s: s}
+	c.place()
+	return c
+}
+
+// place puts the cursor on the newest join point. s.mu is held for reading.
+func (c *Cursor) place() {
+	if c.s.hasMark() {
+		c.next, c.seeking = c.s.mark, false
+	} else {
+		c.next, c.seeking = c.s.next, true
+	}
+}
+
+// Next copies the entries that follow into buf and moves on. It never waits:
+// an empty run means that there is nothing now (see Stream.Subscribe). At the
+// end of a closed stream it returns the cause of closing.
+//
+// A cursor whose entry has left the log continues at the newest join point; the
+// run then begins with the headers of that place if they differ from those
+// that the reader had, and Skipped has grown.
+func (c *Cursor) Next(buf []Entry) (Run, error) {
+	s := c.s
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if c.next < s.head {
+		c.fellBehind()
+	}
+	mask := uint64(len(s.ring) - 1)
+	for c.seeking && c.next < s.next {
+		if s.ring[c.next&mask].joinable {
+			c.seeking = false
+		} else {
+			c.next++
+		}
+	}
+	if c.seeking || c.next == s.next {
+		return Run{}, s.closed
+	}
+	var r Run
+	if first := &s.ring[c.next&mask]; c.headers == nil || (first.Headers != c.headers && !first.Info.IsHeader()) {
+		r.Headers = first.Headers
+		c.headers = first.Headers
+	}
+	n := 0
+	for n < len(buf) && c.next < s.next {
+		buf[n] = s.ring[c.next&mask]
+		n++
+		c.next++
+	}
+	if n > 0 {
+		c.headers = buf[n-1].Headers
+	}
+	r.Entries = buf[:n]
+	return r, nil
+}
+
+// fellBehind handles a cursor whose entry was dropped. s.mu is held for reading.
+func (c *Cursor) fellBehind() {
+	if c.seeking { // nothing was promised yet
+		c.next = c.s.head
+		return
+	}
+	c.jump()
+}
+
+// Jump moves the cursor forward to the newest join point, if that is ahead of
+// it, and returns the number of entries passed over. A reader that is too far
+// behind calls it between two tags.
+func (c *Cursor) Jump() uint64 {
+	c.s.mu.RLock()
+	defer c.s.mu.RUnlock()
+	if c.seeking || (c.s.hasMark() && c.s.mark <= c.next) {
+		return 0
+	}
+	return c.jump()
+}
+
+func (c *Cursor) jump() uint64 { // s.mu is held for reading
+	from := c.next
+	c.place()
+	c.skipped += c.next - from
+	return c.next - from
+}
+
+// Skipped returns the number of entries that the reader lost by falling behind.
+func (c *Cursor) Skipped() uint64 { return c.skipped }
+
+// Behind returns how far the cursor is behind the end of the log, in bytes of
+// memory not exactly but in entries, and in milliseconds of media time. A
+// cursor that waits for a join point is not behind.
+func (c *Cursor) Behind() (entries uint64, ms uint32) {
+	c.s.mu.RLock()
+	defer c.s.mu.RUnlock()
+	if c.seeking || c.next >= c.s.next {
+		return 0, 0
+	}
+	at, mask := max(c.next, c.s.head), uint64(len(c.s.ring)-1)
+	d := int32(c.s.ring[(c.s.next-1)&mask].Tag.Time() - c.s.ring[at&mask].Tag.Time())
+	return c.s.next - c.next, uint32(max(d, 0))
+}

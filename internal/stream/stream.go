@@ -1,0 +1,321 @@
+// Package stream is the log at the heart of weir: a short, bounded run of
+// immutable FLV tags. One publisher appends, any number of cursors read. There
+// is no queue, no copy and no goroutine per reader: late join, falling behind
+// and resuming are all "put the cursor on a join point".
+//
+// A join point is an entry at which decoding can start: a video key frame, or
+// any audio frame while the publisher has sent no video. Decoder headers are
+// not frames but state, so each entry points at the headers in force there.
+package stream
+
+import (
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"weir/internal/media"
+)
+
+// ErrBusy says that a stream has a publisher already.
+var ErrBusy = errors.New("stream has a publisher")
+
+// ErrClosed is the error of readers and publishers of a stream that ended
+// without a more exact cause.
+var ErrClosed = errors.New("stream closed")
+
+// Limits bound the log of one stream.
+type Limits struct {
+	// MaxBytes bounds the memory of the log, bookkeeping included. It is hard:
+	// a group of pictures that is larger loses its beginning, and a reader that
+	// joins then waits for the next key frame.
+	MaxBytes int64
+	// MaxTime is how much media time is kept before the newest join point, for
+	// readers that are behind. The entries from the newest join point on are
+	// kept however long they are, within MaxBytes.
+	MaxTime time.Duration
+}
+
+// DefaultLimits are 32 MiB and 5 s.
+func DefaultLimits() Limits { return Limits{MaxBytes: 32 << 20, MaxTime: 5 * time.Second} }
+
+// Entry is one tag of the log with what is known about it. Nothing that it
+// points to ever changes.
+type Entry struct {
+	Tag  media.Tag
+	Info media.Info
+	// Headers are the decoder headers in force at this entry; when the entry
+	// is itself a header it is among them.
+	Headers *Headers
+
+	joinable bool
+}
+
+// entryCost is counted for each entry on top of its bytes.
+const entryCost = int64(unsafe.Sizeof(Entry{}))
+
+func (e *Entry) cost() int64 { return int64(cap(e.Tag)) + entryCost }
+
+// Stream is a log. All methods are safe for concurrent use.
+type Stream struct {
+	limits Limits
+
+	mu   sync.RWMutex
+	ring []Entry // guarded by mu; length is a power of two; entry n is at n & (len-1)
+	head uint64  // guarded by mu; sequence number of the oldest entry
+	next uint64  // guarded by mu; sequence number of the entry to come
+	cost int64   // guarded by mu; of all entries
+	mark uint64  // guarded by mu; newest join point; none in the log when mark < head or mark >= next
+
+	timeline  timeline          // guarded by mu
+	headers   *Headers          // guarded by mu; in force at next; never nil
+	publisher *Publisher        // guarded by mu; nil between publishers
+	closed    error             // guarded by mu; not nil once closed
+	wakers    []chan<- struct{} // guarded by mu
+
+	bytesIn atomic.Uint64
+	tagsIn  atomic.Uint64
+	keysIn  atomic.Uint64
+}
+
+// New returns an empty stream.
+func New(limits Limits) *Stream {
+	return &Stream{
+		limits:  limits,
+		ring:    make([]Entry, 64),
+		mark:    ^uint64(0),
+		headers: &Headers{},
+	}
+}
+
+// Publisher is the single writer of a stream, from Publish to Close.
+type Publisher struct {
+	s *Stream
+
+	hasVideo bool // guarded by s.mu; decides which entries are join points
+}
+
+// Publish makes the caller the stream's writer. It fails with ErrBusy while
+// there is another one, and with the cause of closing on a closed stream. The
+// timeline goes on from where the publisher before left it.
+func (s *Stream) Publish() (*Publisher, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed != nil {
+		return nil, s.closed
+	}
+	if s.publisher != nil {
+		return nil, ErrBusy
+	}
+	p := &Publisher{s: s}
+	s.publisher = p
+	p.restart()
+	return p, nil
+}
+
+// Append adds a tag to the log and wakes the readers. The tag must not be used
+// by the caller afterwards except for reading; its time is rewritten to
+// the stream's continuous timeline first. Append never waits for a reader. It
+// fails once the publisher or the stream is closed.
+func (p *Publisher) Append(t media.Tag) error {
+	info := media.Sniff(t.Kind(), t.Body())
+	s := p.s
+	s.mu.Lock()
+	if s.publisher != p {
+		err := s.closed
+		s.mu.Unlock()
+		if err == nil {
+			err = ErrClosed
+		}
+		return err
+	}
+	t.SetTime(s.timeline.place(info, t.Time()))
+	e := Entry{Tag: t, Info: info}
+	switch {
+	case info.IsHeader():
+		s.headers = s.headers.with(info, t)
+		p.hasVideo = p.hasVideo || info.Kind == media.Video
+	case info.Kind == media.Video:
+		p.hasVideo = true
+		e.joinable = info.IsKeyFrame()
+	case info.Kind == media.Audio:
+		e.joinable = !p.hasVideo
+	}
+	e.Headers = s.headers
+	s.push(e)
+	for _, w := range s.wakers {
+		select {
+		case w <- struct{}{}:
+		default: // already told
+		}
+	}
+	s.mu.Unlock()
+
+	s.bytesIn.Add(uint64(len(t)))
+	s.tagsIn.Add(1)
+	if info.IsKeyFrame() {
+		s.keysIn.Add(1)
+	}
+	return nil
+}
+
+// Restart tells the log that what comes next is from another source: decoder
+// headers start anew, and the timeline goes on from its last value whatever
+// the source's clock says.
+func (p *Publisher) Restart() {
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	if p.s.publisher == p {
+		p.restart()
+	}
+}
+
+func (p *Publisher) restart() { // s.mu is held
+	p.s.timeline.restart()
+	p.s.headers = &Headers{}
+	p.hasVideo = false
+}
+
+// Close gives the stream up for another publisher. The log and its readers
+// stay. It may be called more than once.
+func (p *Publisher) Close() {
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	if p.s.publisher == p {
+		p.s.publisher = nil
+	}
+}
+
+// push appends e and drops what the limits no longer allow. s.mu is held.
+func (s *Stream) push(e Entry) {
+	if s.next-s.head == uint64(len(s.ring)) {
+		s.grow()
+	}
+	s.ring[s.next&uint64(len(s.ring)-1)] = e
+	s.cost += e.cost()
+	if e.joinable {
+		s.mark = s.next
+	}
+	s.next++
+
+	for s.head < s.next && s.cost > s.limits.MaxBytes {
+		s.drop()
+	}
+	if s.mark >= s.next { // no join point yet: keep by bytes alone
+		return
+	}
+	newest, keep := e.Tag.Time(), s.limits.MaxTime.Milliseconds()
+	for s.head < s.mark {
+		age := int64(int32(newest - s.ring[s.head&uint64(len(s.ring)-1)].Tag.Time()))
+		if age <= keep {
+			return
+		}
+		s.drop()
+	}
+}
+
+func (s *Stream) drop() { // s.mu is held
+	e := &s.ring[s.head&uint64(len(s.ring)-1)]
+	s.cost -= e.cost()
+	*e = Entry{}
+	s.head++
+}
+
+func (s *Stream) grow() { // s.mu is held
+	ring := make([]Entry, 2*len(s.ring))
+	for n := s.head; n < s.next; n++ {
+		ring[n&uint64(len(ring)-1)] = s.ring[n&uint64(len(s.ring)-1)]
+	}
+	s.ring = ring
+}
+
+// Close ends the stream: readers get what is left of the log and then cause
+// (ErrClosed if nil), and nobody can publish any more. Only the first call
+// counts.
+func (s *Stream) Close(cause error) {
+	if cause == nil {
+		cause = ErrClosed
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed != nil {
+		return
+	}
+	s.closed = cause
+	s.publisher = nil
+	for _, w := range s.wakers {
+		select {
+		case w <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Subscribe makes the stream send on w, without waiting, after each append and
+// at its end. Give w a capacity of one; one channel may serve many cursors and
+// many streams.
+func (s *Stream) Subscribe(w chan<- struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.wakers = append(s.wakers, w)
+}
+
+// Unsubscribe ends one Subscribe of w.
+func (s *Stream) Unsubscribe(w chan<- struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, o := range s.wakers {
+		if o == w {
+			last := len(s.wakers) - 1
+			s.wakers[i] = s.wakers[last]
+			s.wakers[last] = nil
+			s.wakers = s.wakers[:last]
+			return
+		}
+	}
+}
+
+// Headers returns the decoder headers in force at the end of the log.
+func (s *Stream) Headers() *Headers {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.headers
+}
+
+// Joinable reports whether the log holds a join point, so that a reader that
+// comes now gets a frame at once.
+func (s *Stream) Joinable() bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.hasMark()
+}
+
+func (s *Stream) hasMark() bool { return s.mark >= s.head && s.mark < s.next } // s.mu is held
+
+// Stats is a look at a stream's counters.
+type Stats struct {
+	BytesIn    uint64        // sum of the tags appended, FLV framing included
+	TagsIn     uint64        // tags appended
+	KeyFrames  uint64        // of them video key frames
+	LogBytes   int64         // memory held by the log now
+	LogTime    time.Duration // media time that the log covers
+	Publishing bool          // a publisher is there
+	LastTime   uint32        // time of the newest entry in ms
+}
+
+// Stats returns the counters; they are read one by one, not as of one moment.
+func (s *Stream) Stats() Stats {
+	st := Stats{BytesIn: s.bytesIn.Load(), TagsIn: s.tagsIn.Load(), KeyFrames: s.keysIn.Load()}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	st.LogBytes = s.cost
+	st.Publishing = s.publisher != nil
+	if s.next > s.head {
+		mask := uint64(len(s.ring) - 1)
+		oldest, newest := s.ring[s.head&mask].Tag.Time(), s.ring[(s.next-1)&mask].Tag.Time()
+		st.LogTime = time.Duration(int32(newest-oldest)) * time.Millisecond
+		st.LastTime = newest
+	}
+	return st
+}
