@@ -1,0 +1,69 @@
+# weir: build, run and test. "make help" lists the targets.
+
+GO       ?= go
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+FUZZTIME ?= 3s
+ARGS     ?=
+
+# All packages but the end-to-end tests, which have a target of their own.
+PACKAGES = $$($(GO) list ./... | grep -v '/e2e$$')
+
+.DEFAULT_GOAL := help
+.PHONY: help build run test test-go test-e2e test-imports fuzz bench lint vet staticcheck fmt-check tools docs clip clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## Build bin/weir, a static binary with its version inside
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/weir ./cmd/weir
+
+run: build ## Build, then run a whole local cluster in the foreground (options in ARGS="--listen 0.0.0.0")
+	bin/weir cluster $(ARGS)
+
+test: ## Everything that must be green: tools, lint, import rules, tests with -race, fuzzing, end-to-end tests
+	@scripts/progress.sh tools    $(MAKE) --no-print-directory tools
+	@scripts/progress.sh lint     $(MAKE) --no-print-directory lint
+	@scripts/progress.sh imports  $(MAKE) --no-print-directory test-imports
+	@scripts/progress.sh go       $(MAKE) --no-print-directory test-go
+	@scripts/progress.sh fuzz     $(MAKE) --no-print-directory fuzz
+	@scripts/progress.sh e2e      $(MAKE) --no-print-directory test-e2e
+	@echo "make test: all green"
+
+test-go: ## Unit tests of all packages with the race detector, in random order
+	CGO_ENABLED=1 $(GO) test -race -shuffle=on -count=1 -timeout 5m $(PACKAGES)
+
+test-e2e: ## End-to-end tests: real processes, ffmpeg, ffprobe, rtmpdump (one test: ARGS="-run TestName")
+	CGO_ENABLED=1 $(GO) test -race -shuffle=on -count=1 -timeout 8m -v $(ARGS) ./e2e
+
+test-imports: ## Check the import rules: which package of ours may import which
+	$(GO) test -count=1 ./internal/importrules
+
+fuzz: ## Run each fuzz target for FUZZTIME (default 3s)
+	GO="$(GO)" scripts/fuzz.sh $(FUZZTIME)
+
+bench: ## Run the Go benchmarks with allocation counts
+	$(GO) test -run '^$$' -bench . -benchmem -timeout 20m $(PACKAGES)
+
+lint: vet staticcheck fmt-check ## vet, staticcheck and the gofmt check
+
+vet: ## go vet
+	$(GO) vet ./...
+
+staticcheck: ## staticcheck, at the version that go.mod names
+	$(GO) tool staticcheck ./...
+
+fmt-check: ## Fail if gofmt would change a file
+	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "gofmt would change:"; echo "$$unformatted"; exit 1; fi
+
+tools: ## Install what the tests need (through apt-get, if it may), or say what is missing
+	@scripts/test-tools.sh
+
+docs: ## Write docs/configuration.md from the configuration types
+	$(GO) run ./scripts/confdoc > docs/configuration.md.new
+	mv docs/configuration.md.new docs/configuration.md
+
+clip: ## Make the looping test clip again (needs ffmpeg with libx264)
+	scripts/make-clip.sh
+
+clean: ## Remove what the other targets made
+	rm -rf bin dist docs/configuration.md.new
