@@ -93,7 +93,11 @@ func New(limits Limits) *Stream {
 type Publisher struct {
 	s *Stream
 
-	hasVideo bool // guarded by s.mu; decides which entries are join points
+	// Guarded by s.mu.
+	hasVideo bool // decides which entries are join points
+	resume   resume
+	held     []heldTag // headers that came while matching
+	passed   [2]bool   // audio, video: frames that the log has not have come
 }
 
 // Publish makes the caller the stream's writer. It fails with ErrBusy while
@@ -130,6 +134,22 @@ func (p *Publisher) Append(t media.Tag) error {
 		}
 		return err
 	}
+	if p.resume == resumed || p.isNew(info, t) {
+		p.append(info, t)
+	}
+	for _, w := range s.wakers {
+		select {
+		case w <- struct{}{}:
+		default: // already told
+		}
+	}
+	s.mu.Unlock()
+	return nil
+}
+
+// append adds what belongs into the log. s.mu is held.
+func (p *Publisher) append(info media.Info, t media.Tag) {
+	s := p.s
 	t.SetTime(s.timeline.place(info, t.Time()))
 	e := Entry{Tag: t, Info: info}
 	switch {
@@ -144,20 +164,12 @@ func (p *Publisher) Append(t media.Tag) error {
 	}
 	e.Headers = s.headers
 	s.push(e)
-	for _, w := range s.wakers {
-		select {
-		case w <- struct{}{}:
-		default: // already told
-		}
-	}
-	s.mu.Unlock()
 
 	s.bytesIn.Add(uint64(len(t)))
 	s.tagsIn.Add(1)
 	if info.IsKeyFrame() {
 		s.keysIn.Add(1)
 	}
-	return nil
 }
 
 // Restart tells the log that what comes next is from another source: decoder
@@ -172,6 +184,7 @@ func (p *Publisher) Restart() {
 }
 
 func (p *Publisher) restart() { // s.mu is held
+	p.resume, p.held = resumed, nil
 	p.s.timeline.restart()
 	p.s.headers = &Headers{}
 	p.hasVideo = false

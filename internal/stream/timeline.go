@@ -10,25 +10,27 @@ import "weir/internal/media"
 // Audio and video are interleaved loosely, so that one kind can be behind the
 // jump while the other is still before it: each kind has an offset of its own
 // and takes over the other's as soon as that fits.
+//
+// From the first frame on, the times of one kind never go back.
 type timeline struct {
-	kinds   [2]kindTime // audio, video
+	kinds   [3]kindTime // audio, video, data and the rest
 	offset  uint32      // of the newest run; source time + offset = log time
-	last    uint32      // largest log time given so far
+	last    uint32      // largest log time of a frame so far
 	begun   bool        // last is valid
 	pending bool        // the next frame starts a new run
 }
 
 type kindTime struct {
 	offset uint32
-	source uint32 // of the last frame
-	out    uint32 // of the last frame
-	seen   bool   // in this run
-	placed bool   // out is valid
+	out    uint32 // largest log time of a frame; valid when seen
+	floor  uint32 // largest log time of any tag; valid when placed
+	seen   bool   // a frame came in this run
+	placed bool
 }
 
 const (
 	maxBack    = 500   // ms that a kind may go back before it is a jump: some encoders jitter
-	maxForward = 60000 // ms that a kind may leap ahead before it is a jump: a paused encoder may leave a hole
+	maxForward = 60000 // ms that a frame may leap ahead of all before it is a jump: a paused encoder may leave a hole
 	maxApart   = 10000 // ms within which one kind follows the other over a jump
 	step       = 33    // ms put between the runs, about a frame
 )
@@ -42,12 +44,15 @@ func (l *timeline) restart() {
 
 // place returns the log time of a tag with the given source time.
 func (l *timeline) place(info media.Info, ms uint32) uint32 {
-	if info.Kind == media.Data || info.IsHeader() {
-		return l.placeState(ms)
-	}
-	k := &l.kinds[0]
-	if info.Kind == media.Video {
+	k := &l.kinds[2]
+	switch info.Kind {
+	case media.Audio:
+		k = &l.kinds[0]
+	case media.Video:
 		k = &l.kinds[1]
+	}
+	if k == &l.kinds[2] || info.IsHeader() {
+		return l.placeState(k, ms)
 	}
 	switch {
 	case l.pending:
@@ -56,34 +61,68 @@ func (l *timeline) place(info media.Info, ms uint32) uint32 {
 		k.offset = l.offset
 	case !k.seen:
 		k.offset = l.offset
+		if l.begun && !l.near(ms+k.offset) { // audio and video have different clocks
+			k.offset = l.last + step - ms
+		}
 	default:
-		if d := int32(ms - k.source); d < -maxBack || d > maxForward {
-			if other := int32(ms + l.offset - k.out); k.offset == l.offset || other < -maxBack || other > maxApart {
+		out := ms + k.offset
+		if int32(out-k.out) < -maxBack || int32(out-l.last) > maxForward {
+			other := ms + l.offset
+			if k.offset == l.offset || !l.near(other) || int32(other-k.out) < -maxBack {
 				l.offset = l.last + step - ms
 			}
 			k.offset = l.offset
 		}
 	}
 	out := ms + k.offset
-	if k.placed && int32(out-k.out) < 0 {
-		out = k.out // jitter within the kind: hold
+	if !k.seen || int32(out-k.out) > 0 {
+		k.out, k.seen = out, true
 	}
-	k.source, k.out, k.seen, k.placed = ms, out, true, true
 	if !l.begun || int32(out-l.last) > 0 {
 		l.last, l.begun = out, true
 	}
-	return out
+	return k.raise(out)
 }
 
 // placeState places what is no frame. Encoders send headers and metadata with
 // time 0 in mid-stream; such a tag belongs where it stands.
-func (l *timeline) placeState(ms uint32) uint32 {
+func (l *timeline) placeState(k *kindTime, ms uint32) uint32 {
 	if !l.begun {
 		return ms
 	}
 	out := ms + l.offset
-	if d := int32(out - l.last); l.pending || d < -maxBack || d > maxForward {
-		return l.last
+	if k.seen {
+		out = ms + k.offset
 	}
-	return out
+	switch here := l.here(k); {
+	case l.pending:
+		out = l.last
+	case int32(out-here) < -maxBack || int32(out-l.last) > maxBack:
+		out = here
+	}
+	return k.raise(out)
+}
+
+// here is the time of a tag of kind k that comes now and has none of its own.
+func (l *timeline) here(k *kindTime) uint32 {
+	if k.seen {
+		return k.out
+	}
+	return l.last
+}
+
+// near reports whether a log time is close enough to the newest one to be of
+// the same clock.
+func (l *timeline) near(out uint32) bool {
+	d := int32(out - l.last)
+	return -maxApart <= d && d <= maxApart
+}
+
+// raise returns out, or the largest time before it if that is larger: jitter
+// within a kind is held.
+func (k *kindTime) raise(out uint32) uint32 {
+	if !k.placed || int32(out-k.floor) > 0 {
+		k.floor, k.placed = out, true
+	}
+	return k.floor
 }

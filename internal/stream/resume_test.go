@@ -1,0 +1,144 @@
+package stream
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"weir/internal/media"
+)
+
+// source makes the tags of one encoder: a key frame every 10 frames, two audio
+// frames for each video frame, all bodies different.
+func source(t *testing.T, from, to int, base uint32) []media.Tag {
+	t.Helper()
+	tag := func(kind media.Kind, ms uint32, body string) media.Tag {
+		g := media.NewTag(kind, ms, len(body))
+		copy(g.Body(), body)
+		return g
+	}
+	tags := []media.Tag{
+		tag(media.Data, 0, "\x02\x00\x0aonMetaData rest"),
+		tag(media.Video, 0, "\x17\x00\x00\x00\x00avcC"),
+		tag(media.Audio, 0, "\xaf\x00asc"),
+	}
+	for n := from; n < to; n++ {
+		ms := base + uint32(n)*40
+		first := "\x27"
+		if n%10 == 0 {
+			first = "\x17"
+		}
+		tags = append(tags,
+			tag(media.Video, ms, first+"\x01\x00\x00\x00"+fmt.Sprint("video ", n)),
+			tag(media.Audio, ms+5, "\xaf\x01"+fmt.Sprint("audio ", n)),
+			tag(media.Audio, ms+25, "\xaf\x01"+fmt.Sprint("audio ", n, " b")))
+	}
+	return tags
+}
+
+func frames(t *testing.T, c *Cursor) (bodies []string, times []uint32) {
+	t.Helper()
+	buf := make([]Entry, 16)
+	for {
+		r, err := c.Next(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(r.Entries) == 0 {
+			return bodies, times
+		}
+		for _, e := range r.Entries {
+			if !e.Info.IsHeader() {
+				bodies = append(bodies, string(e.Tag.Body()))
+				times = append(times, e.Tag.Time())
+			}
+		}
+	}
+}
+
+// A relay loses its upstream after frame 27 (in the middle of an audio pair) and
+// finds another one that begins at the key frame before it, with another clock.
+func TestResumeGoesOnWithoutRepeatingFrames(t *testing.T) {
+	s := New(Limits{MaxBytes: 1 << 20, MaxTime: time.Minute})
+	reader := s.Join()
+	p, _ := s.Publish()
+	whole := source(t, 0, 28, 1000)
+	for _, tag := range whole[:len(whole)-1] {
+		if err := p.Append(tag); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.Resume()
+	for _, tag := range source(t, 20, 40, 777000) {
+		if err := p.Append(tag); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	got, times := frames(t, reader)
+	var want []string
+	var wantTimes []uint32
+	for _, tag := range source(t, 0, 40, 1000)[3:] {
+		want = append(want, string(tag.Body()))
+		wantTimes = append(wantTimes, tag.Time())
+	}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("frames:\n got %q\nwant %q", got, want)
+	}
+	if fmt.Sprint(times) != fmt.Sprint(wantTimes) {
+		t.Errorf("times:\n got %v\nwant %v", times, wantTimes)
+	}
+}
+
+// The new source carries other frames: the timeline goes on, nothing is lost,
+// and a reader that joins gets the new source's headers.
+func TestResumeWithAnotherStreamIsARestart(t *testing.T) {
+	s := New(Limits{MaxBytes: 1 << 20, MaxTime: time.Minute})
+	reader := s.Join()
+	p, _ := s.Publish()
+	for _, tag := range source(t, 0, 10, 5000) {
+		_ = p.Append(tag)
+	}
+	p.Resume()
+	for _, tag := range source(t, 100, 110, 0) {
+		_ = p.Append(tag)
+	}
+	got, times := frames(t, reader)
+	if len(got) != 60 {
+		t.Fatalf("%d frames, want all 60", len(got))
+	}
+	for i := 1; i < len(times); i++ {
+		if d := int32(times[i] - times[i-1]); d < 0 || d > 100 {
+			t.Errorf("frame %d: time goes from %d to %d", i, times[i-1], times[i])
+		}
+	}
+	if n := s.Headers().Len(); n != 3 {
+		t.Errorf("%d headers in force, want 3", n)
+	}
+}
+
+// An audio-only stream is matched by its audio.
+func TestResumeAudioOnly(t *testing.T) {
+	s := New(Limits{MaxBytes: 1 << 20, MaxTime: time.Minute})
+	reader := s.Join()
+	p, _ := s.Publish()
+	audio := func(from, to int, base uint32) (tags []media.Tag) {
+		for _, tag := range source(t, from, to, base) {
+			if tag.Kind() == media.Audio {
+				tags = append(tags, tag)
+			}
+		}
+		return tags
+	}
+	for _, tag := range audio(0, 10, 0) {
+		_ = p.Append(tag)
+	}
+	p.Resume()
+	for _, tag := range audio(7, 20, 900) {
+		_ = p.Append(tag)
+	}
+	got, _ := frames(t, reader)
+	if len(got) != 40 {
+		t.Errorf("%d frames, want 40 without repetition: %q", len(got), got)
+	}
+}

@@ -1,0 +1,173 @@
+package vhost
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"strings"
+
+	"weir/configs"
+	"weir/hls"
+)
+
+// Conflict is what happens to a second publisher of a live stream.
+type Conflict string
+
+// The conflict policies.
+const (
+	Reject  Conflict = "reject"  // the second gets NetStream.Publish.BadName
+	Replace Conflict = "replace" // the second takes over with a new epoch, the first is cut
+)
+
+// Choices implements configs.Chooser.
+func (Conflict) Choices() []string { return []string{string(Reject), string(Replace)} }
+
+// Policy is how an edge picks among the upstreams of a vhost.
+type Policy string
+
+// The policies.
+const (
+	RoundRobin Policy = "round_robin" // one counter for the vhost's group, not one per stream
+	Hash       Policy = "hash"        // rendezvous hashing of the stream over the upstreams
+)
+
+// Choices implements configs.Chooser.
+func (Policy) Choices() []string { return []string{string(RoundRobin), string(Hash)} }
+
+// Config is one tenant.
+type Config struct {
+	// Other host names that select this vhost.
+	Aliases []string `yaml:"aliases"`
+	// Where an edge pulls this vhost's streams from and forwards its publishers to, when discovery does not say: RTMP or HTTP addresses of origins or other edges, as `rtmp://HOST:PORT`, `http://HOST:PORT` or `HOST:PORT` (RTMP). A name may resolve to several addresses. Edges only.
+	Upstreams []string `yaml:"upstreams"`
+	// How an edge picks among the upstreams: `round_robin` or `hash` (a stream stays with an upstream while it lives).
+	Policy Policy `yaml:"policy"`
+	// Publishers of this vhost.
+	Publish PublishConfig `yaml:"publish"`
+	// Players of this vhost.
+	Play PlayConfig `yaml:"play"`
+	// HLS of this vhost's streams.
+	HLS hls.Config `yaml:"hls"`
+}
+
+// PublishConfig rules a vhost's publishers.
+type PublishConfig struct {
+	// Keys of which a publisher must give one as `?key=KEY` behind the stream name. Without keys anybody may publish.
+	Keys []configs.Secret `yaml:"keys"`
+	// What a second publisher of a live stream gets: `reject` (refused with NetStream.Publish.BadName) or `replace` (takes the stream over, the first is cut).
+	OnConflict Conflict `yaml:"on_conflict"`
+}
+
+// PlayConfig limits a vhost's players.
+type PlayConfig struct {
+	// Players of this vhost per process (an edge has one process per worker); 0 means no limit.
+	MaxPlayers int `yaml:"max_players"`
+	// Players of one stream per process; 0 means no limit.
+	MaxPlayersPerStream int `yaml:"max_players_per_stream"`
+}
+
+// Default returns what a vhost is that sets nothing.
+func Default() Config {
+	return Config{
+		Policy:  RoundRobin,
+		Publish: PublishConfig{OnConflict: Reject},
+		HLS:     hls.DefaultConfig(),
+	}
+}
+
+// SetDefaults implements configs.Defaulter.
+func (c *Config) SetDefaults() { *c = Default() }
+
+// Validate returns all that is wrong, each error beginning with the key.
+func (c *Config) Validate() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	for i, a := range c.Aliases {
+		if err := checkHost(a); err != nil {
+			bad("aliases[%d]: %w", i, err)
+		}
+	}
+	for i, u := range c.Upstreams {
+		if _, err := ParseUpstream(u); err != nil {
+			bad("upstreams[%d]: %w", i, err)
+		}
+	}
+	for i, k := range c.Publish.Keys {
+		if k == "" {
+			bad("publish.keys[%d]: must not be empty", i)
+		}
+	}
+	if c.Play.MaxPlayers < 0 {
+		bad("play.max_players: must not be negative")
+	}
+	if c.Play.MaxPlayersPerStream < 0 {
+		bad("play.max_players_per_stream: must not be negative")
+	}
+	if err := c.HLS.Validate(); err != nil {
+		errs = append(errs, configs.Prefix("hls", err))
+	}
+	return errors.Join(errs...)
+}
+
+func checkHost(h string) error {
+	if h == "" || len(h) > 253 || strings.ContainsAny(h, "/?#%:@ \t\r\n\"") {
+		return fmt.Errorf("%q is not a host name", h)
+	}
+	return nil
+}
+
+// Upstream is one address that an edge pulls from.
+type Upstream struct {
+	Scheme string // "rtmp" or "http" (HTTP-FLV)
+	Addr   string // host:port
+}
+
+// String returns scheme://addr.
+func (u Upstream) String() string { return u.Scheme + "://" + u.Addr }
+
+// ParseUpstream reads rtmp://host[:port], http://host[:port] or host[:port].
+func ParseUpstream(s string) (Upstream, error) {
+	full := s
+	if !strings.Contains(s, "://") {
+		full = "rtmp://" + s
+	}
+	u, err := url.Parse(full)
+	if err != nil || u.Hostname() == "" {
+		return Upstream{}, fmt.Errorf("%q is not rtmp://HOST:PORT or http://HOST:PORT", s)
+	}
+	if (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.User != nil {
+		return Upstream{}, fmt.Errorf("%q has more than a host and a port: app and stream are those that the player asks for", s)
+	}
+	port := u.Port()
+	switch u.Scheme {
+	case "rtmp":
+		if port == "" {
+			port = "1935"
+		}
+	case "http":
+		if port == "" {
+			port = "80"
+		}
+	default:
+		return Upstream{}, fmt.Errorf("%q: scheme %s is not supported (rtmp, http)", s, u.Scheme)
+	}
+	return Upstream{Scheme: u.Scheme, Addr: net.JoinHostPort(u.Hostname(), port)}, nil
+}
+
+// MayPublish reports whether a publisher that gave key may publish. The time
+// that it takes does not tell how much of a key was right.
+func (c *Config) MayPublish(key string) bool {
+	if len(c.Publish.Keys) == 0 {
+		return true
+	}
+	given := sha256.Sum256([]byte(key))
+	ok := 0
+	for _, k := range c.Publish.Keys {
+		want := sha256.Sum256([]byte(k))
+		ok |= subtle.ConstantTimeCompare(given[:], want[:])
+	}
+	return ok == 1
+}
