@@ -13,6 +13,7 @@ const (
 	VP9
 	H263
 	VP6
+	H266
 	AAC
 	MP3
 	Opus
@@ -27,6 +28,7 @@ const (
 
 var codecNames = [...]string{
 	Unknown: "unknown", H264: "H.264", H265: "H.265", AV1: "AV1", VP8: "VP8", VP9: "VP9", H263: "H.263", VP6: "VP6",
+	H266: "H.266",
 	AAC: "AAC", MP3: "MP3", Opus: "Opus", AC3: "AC-3", EAC3: "E-AC-3", FLAC: "FLAC",
 	G711A: "G.711 A-law", G711U: "G.711 mu-law", Speex: "Speex", PCM: "PCM",
 }
@@ -46,16 +48,18 @@ const (
 	// KeyFrame marks a video frame at which decoding can start.
 	KeyFrame Flags = 1 << iota
 	// Header marks decoder state instead of a frame: a video or audio sequence
-	// header, or metadata.
+	// header, an audio channel layout, colour information, or metadata.
 	Header
 	// Enhanced marks a body with the Enhanced RTMP header (FourCC).
 	Enhanced
 	// Multitrack marks an Enhanced RTMP body that carries several tracks or a
 	// track other than the first.
 	Multitrack
-	// EndOfSequence marks the end of a video sequence; it carries no frame.
+	// EndOfSequence marks the end of a video or audio sequence; it carries no
+	// frame.
 	EndOfSequence
-	// Malformed marks a body that is too short for its own header.
+	// Malformed marks a body that is too short for its own header or that
+	// contradicts itself. It has none of KeyFrame, Header and EndOfSequence.
 	Malformed
 )
 
@@ -64,9 +68,11 @@ type Info struct {
 	Kind  Kind
 	Codec Codec
 	Flags Flags
-	// Slot tells which decoder state of its kind a Header replaces: the track
-	// number of an Enhanced RTMP track (0 without multitrack), or one of the
-	// special slots below. Meaningless without the Header flag.
+	// Slot is the track number of an Enhanced RTMP track (0 without
+	// multitrack), or SlotManyTracks. With the Header flag it tells which
+	// decoder state of its kind the tag replaces, and one of the other special
+	// slots below may be added: only slots under SlotMultichannel hold sequence
+	// headers.
 	Slot uint16
 }
 
@@ -74,6 +80,7 @@ type Info struct {
 const (
 	SlotManyTracks   = 0x100 // one body with the headers of several tracks
 	SlotMultichannel = 0x200 // added to the track: audio channel layout
+	SlotMetadata     = 0x400 // added to the track: video metadata, such as colorInfo
 )
 
 // Has reports whether all of the given flags are set.
@@ -112,7 +119,9 @@ const (
 	avcEndOfSequence  = 2
 
 	exSequenceStart = 0
+	exCodedFrames   = 1
 	exSequenceEnd   = 2
+	exCodedFramesX  = 3
 	exMetadata      = 4
 	exMPEG2TSStart  = 5
 	exMultitrack    = 6
@@ -141,6 +150,12 @@ func sniffVideo(b []byte) Info {
 	case 13: // likewise AV1
 		i.Codec = AV1
 	}
+	if frame == frameCommand { // one byte follows whatever the codec, and no frame
+		if len(b) < 2 {
+			i.Flags = Malformed
+		}
+		return i
+	}
 	if i.Codec == H264 || i.Codec == H265 || i.Codec == AV1 {
 		if len(b) < 5 { // AVCPacketType and composition time
 			i.Flags = Malformed
@@ -163,57 +178,59 @@ func sniffVideo(b []byte) Info {
 
 func sniffExVideo(i Info, b []byte, frame byte) Info {
 	i.Flags = Enhanced
-	packet := b[0] & 0x0f
-	if frame == frameCommand && packet != exMetadata {
-		return i // one command byte follows, no FourCC and no frame
-	}
-	p, rest, ok := skipModEx(packet, b[1:])
+	packet, rest, ok := skipModEx(b[0]&0x0f, b[1:])
 	if !ok {
 		i.Flags |= Malformed
 		return i
 	}
-	packet = p
+	if frame == frameCommand && packet != exMetadata {
+		if len(rest) < 1 { // the command; no FourCC and no frame follow it
+			i.Flags |= Malformed
+		}
+		return i
+	}
 	if packet == exMultitrack {
 		i.Flags |= Multitrack
-		if len(rest) < 1 {
+		if i.Slot, packet, rest, ok = openMultitrack(rest); !ok || packet == exMultitrack {
 			i.Flags |= Malformed
 			return i
 		}
-		packet = rest[0] & 0x0f
-		i.Slot = trackSlot(rest[0]>>4, rest[1:])
-		rest = rest[1:]
 	}
 	if len(rest) < 4 {
 		i.Flags |= Malformed
 		return i
 	}
 	i.Codec = videoFourCC(rest)
-	i.Flags |= exVideoFlags(packet, frame)
+	switch packet {
+	case exSequenceStart, exMPEG2TSStart:
+		i.Flags |= Header
+	case exSequenceEnd:
+		i.Flags |= EndOfSequence
+	case exMetadata: // in force until the next one, so it is state; the frame type is ignored
+		i.Flags |= Header
+		i.Slot |= SlotMetadata
+	case exCodedFrames, exCodedFramesX:
+		if frame == frameKey || frame == frameGeneratedKey {
+			i.Flags |= KeyFrame
+		}
+	}
 	return i
 }
 
-func exVideoFlags(packet, frame byte) Flags {
-	switch packet {
-	case exSequenceStart, exMPEG2TSStart:
-		return Header
-	case exSequenceEnd:
-		return EndOfSequence
-	case exMetadata:
-		return 0 // colour information: travels in order like a frame, starts nothing
+// openMultitrack reads what follows the packet type of a multitrack body: the
+// multitrack type with the packet type of the tracks, the FourCC (of all tracks
+// or of the first), the first track's number and, unless it is the only one, its
+// size. The rest that it returns opens with the FourCC.
+func openMultitrack(b []byte) (slot uint16, packet byte, rest []byte, ok bool) {
+	const oneTrack = 0
+	if len(b) < 1+4+1 {
+		return 0, 0, nil, false
 	}
-	if frame == frameKey || frame == frameGeneratedKey {
-		return KeyFrame
+	packet, rest = b[0]&0x0f, b[1:]
+	if b[0]>>4 == oneTrack {
+		return uint16(rest[4]), packet, rest, true
 	}
-	return 0
-}
-
-// trackSlot returns the slot of a multitrack body: b follows the byte with the
-// multitrack type and opens with the FourCC (of all tracks or of the first).
-func trackSlot(multitrackType byte, b []byte) uint16 {
-	if multitrackType == 0 && len(b) >= 5 { // OneTrack: FourCC, track id
-		return uint16(b[4])
-	}
-	return SlotManyTracks
+	return SlotManyTracks, packet, rest, len(rest) >= 4+1+3
 }
 
 // skipModEx steps over the ModEx prefixes of an Enhanced RTMP v2 body and
@@ -253,6 +270,8 @@ func videoFourCC(b []byte) Codec {
 		return VP8
 	case "vp09":
 		return VP9
+	case "vvc1":
+		return H266
 	}
 	return Unknown
 }
@@ -302,20 +321,26 @@ func sniffAudio(b []byte) Info {
 		i.Codec = Speex
 	case 13: // not in the specification: Opus as several vendors send it
 		i.Codec = Opus
-		if len(b) >= 2 && b[1] == 0 {
-			i.Flags = Header
-		}
+		i.Flags = packetTypeFlags(b)
 	case 10:
 		i.Codec = AAC
-		if len(b) < 2 {
-			i.Flags = Malformed
-		} else if b[1] == 0 {
-			i.Flags = Header
-		}
+		i.Flags = packetTypeFlags(b)
 	case 9:
 		return sniffExAudio(i, b)
 	}
 	return i
+}
+
+// packetTypeFlags judges a legacy audio body whose second byte says whether it
+// is a sequence header (AACPacketType).
+func packetTypeFlags(b []byte) Flags {
+	switch {
+	case len(b) < 2:
+		return Malformed
+	case b[1] == 0:
+		return Header
+	}
+	return 0
 }
 
 func sniffExAudio(i Info, b []byte) Info {
@@ -327,17 +352,10 @@ func sniffExAudio(i Info, b []byte) Info {
 	}
 	if packet == exAudioMultitrack {
 		i.Flags |= Multitrack
-		if len(rest) < 1 {
+		if i.Slot, packet, rest, ok = openMultitrack(rest); !ok || packet == exAudioMultitrack {
 			i.Flags |= Malformed
 			return i
 		}
-		packet = rest[0] & 0x0f
-		i.Slot = trackSlot(rest[0]>>4, rest[1:])
-		rest = rest[1:]
-	}
-	if packet == exAudioMultichannel { // its layout follows without a FourCC in some drafts
-		i.Flags |= Header
-		i.Slot |= SlotMultichannel
 	}
 	if len(rest) < 4 {
 		i.Flags |= Malformed
@@ -349,6 +367,9 @@ func sniffExAudio(i Info, b []byte) Info {
 		i.Flags |= Header
 	case exAudioSequenceEnd:
 		i.Flags |= EndOfSequence
+	case exAudioMultichannel:
+		i.Flags |= Header
+		i.Slot |= SlotMultichannel
 	}
 	return i
 }

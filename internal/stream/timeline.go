@@ -35,6 +35,18 @@ const (
 	step       = 33    // ms put between the runs, about a frame
 )
 
+// kindIndex returns the place of audio and video in timeline.kinds and -1 for
+// what has no frames.
+func kindIndex(k media.Kind) int {
+	switch k {
+	case media.Audio:
+		return 0
+	case media.Video:
+		return 1
+	}
+	return -1
+}
+
 func (l *timeline) restart() {
 	l.pending = l.begun
 	for i := range l.kinds {
@@ -42,16 +54,30 @@ func (l *timeline) restart() {
 	}
 }
 
+// align makes offset lead from the times of a source that is known to be on the
+// log's timeline to that timeline.
+func (l *timeline) align(offset uint32) {
+	l.offset, l.pending = offset, false
+	for i := range l.kinds {
+		l.kinds[i].offset = offset
+	}
+}
+
+// has reports whether the log has come to the given time of an aligned source
+// for a kind.
+func (l *timeline) has(kind int, ms uint32) bool {
+	k := &l.kinds[kind]
+	return k.seen && int32(ms+l.offset-k.out) <= 0
+}
+
 // place returns the log time of a tag with the given source time.
 func (l *timeline) place(info media.Info, ms uint32) uint32 {
-	k := &l.kinds[2]
-	switch info.Kind {
-	case media.Audio:
-		k = &l.kinds[0]
-	case media.Video:
-		k = &l.kinds[1]
+	n := kindIndex(info.Kind)
+	if n < 0 {
+		return l.placeState(&l.kinds[2], ms)
 	}
-	if k == &l.kinds[2] || info.IsHeader() {
+	k := &l.kinds[n]
+	if info.IsHeader() {
 		return l.placeState(k, ms)
 	}
 	switch {
