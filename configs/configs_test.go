@@ -25,7 +25,6 @@ type nodeConfig struct {
 	TLS     *tlsConfig            `yaml:"tls"`
 	Allow   []netip.Prefix        `yaml:"allow"`
 	Shared  sharedConfig          `yaml:",inline"`
-	runtime int
 }
 
 type playConfig struct {

@@ -1,0 +1,186 @@
+// Package limit bounds how many connections or sessions there are, in all and
+// per remote address, and accepts connections under such a bound.
+package limit
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+
+	"github.com/VictoriaMetrics/metrics"
+)
+
+// Config bounds the connections of one process.
+type Config struct {
+	// Connections open at the same time, from all clients. A node with several workers applies it to each worker. 0 means no limit but the process's descriptors.
+	MaxConnections int `yaml:"max_connections"`
+	// Connections open at the same time from one client address. An IPv6 client counts by its /64 network. 0 means no limit, which is the default, because one address may stand for many players: a CDN, a load balancer, a provider's or a company's NAT. Where clients connect directly, 100 is a fair value.
+	MaxConnectionsPerAddress int `yaml:"max_connections_per_address"`
+	// Addresses (`10.0.0.7/32`) and networks (`10.0.0.0/8`) that are never refused: other nodes of the cluster, health checks, the CDN in front. They still count towards max_connections for everybody else.
+	Exempt []netip.Prefix `yaml:"exempt"`
+}
+
+// DefaultConfig returns the limits that a node has if it sets none.
+func DefaultConfig() Config { return Config{MaxConnections: 100_000} }
+
+// Validate returns all that is wrong, each error beginning with the key.
+func (c *Config) Validate() error {
+	var errs []error
+	if c.MaxConnections < 0 {
+		errs = append(errs, errors.New("max_connections: must not be negative"))
+	}
+	if c.MaxConnectionsPerAddress < 0 {
+		errs = append(errs, errors.New("max_connections_per_address: must not be negative"))
+	}
+	for i, p := range c.Exempt {
+		if !p.IsValid() {
+			errs = append(errs, fmt.Errorf("exempt[%d]: is not a network", i))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Why a gate refuses.
+var (
+	ErrTooManyConnections = errors.New("too many connections")
+	ErrTooManyPerAddress  = errors.New("too many connections from this address")
+)
+
+// addressShards is the number of locks that addresses are spread over.
+const addressShards = 32
+
+// Gate counts what is open and refuses what would be too much. Its memory is
+// bounded by what is open: an address without connections is not remembered.
+// Its methods are safe for concurrent use.
+type Gate struct {
+	// Static after construction.
+	total      int64
+	perAddress int
+	exempt     []netip.Prefix
+
+	open      atomic.Int64
+	addresses [addressShards]addressShard // unused without a limit per address
+
+	accepted          *metrics.Counter
+	refusedTotal      *metrics.Counter
+	refusedPerAddress *metrics.Counter
+	acceptErrors      *metrics.Counter
+}
+
+type addressShard struct {
+	mu   sync.Mutex
+	open map[netip.Addr]int // guarded by mu
+	_    [40]byte           // keeps two shards' locks out of one cache line
+}
+
+// NewGate returns a gate for what name says, a word that labels its metrics
+// ("rtmp", "http").
+func NewGate(cfg Config, name string, set *metrics.Set) *Gate {
+	label := func(metric, labels string) string {
+		return fmt.Sprintf("%s{listener=%q%s}", metric, name, labels)
+	}
+	g := &Gate{
+		total:             int64(cfg.MaxConnections),
+		perAddress:        cfg.MaxConnectionsPerAddress,
+		exempt:            cfg.Exempt,
+		accepted:          set.GetOrCreateCounter(label("weir_connections_accepted_total", "")),
+		refusedTotal:      set.GetOrCreateCounter(label("weir_connections_refused_total", `,reason="too_many_connections"`)),
+		refusedPerAddress: set.GetOrCreateCounter(label("weir_connections_refused_total", `,reason="too_many_per_address"`)),
+		acceptErrors:      set.GetOrCreateCounter(label("weir_accept_errors_total", "")),
+	}
+	for i := range g.addresses {
+		g.addresses[i].open = map[netip.Addr]int{}
+	}
+	set.GetOrCreateGauge(label("weir_connections", ""), func() float64 { return float64(g.Open()) })
+	return g
+}
+
+// Open returns how many are open now.
+func (g *Gate) Open() int { return int(g.open.Load()) }
+
+// Acquire takes a place for a connection from remote, or says with
+// [ErrTooManyConnections] or [ErrTooManyPerAddress] why there is none. An invalid
+// remote (a unix socket has no address) counts in the total only. release gives
+// the place back; further calls of it do nothing.
+func (g *Gate) Acquire(remote netip.Addr) (release func(), err error) {
+	remote = remote.Unmap()
+	exempt := g.isExempt(remote)
+	if n := g.open.Add(1); !exempt && g.total > 0 && n > g.total {
+		g.open.Add(-1)
+		g.refusedTotal.Inc()
+		return nil, ErrTooManyConnections
+	}
+	if exempt || g.perAddress == 0 || !remote.IsValid() {
+		g.accepted.Inc()
+		var once atomic.Bool
+		return func() {
+			if once.CompareAndSwap(false, true) {
+				g.open.Add(-1)
+			}
+		}, nil
+	}
+
+	// A host usually owns the whole /64 that its address is from.
+	if remote.Is6() {
+		remote = netip.PrefixFrom(remote.WithZone(""), 64).Masked().Addr()
+	}
+	shard := g.shard(remote)
+	shard.mu.Lock()
+	if shard.open[remote] >= g.perAddress {
+		shard.mu.Unlock()
+		g.open.Add(-1)
+		g.refusedPerAddress.Inc()
+		return nil, ErrTooManyPerAddress
+	}
+	shard.open[remote]++
+	shard.mu.Unlock()
+	g.accepted.Inc()
+	var once atomic.Bool
+	return func() {
+		if !once.CompareAndSwap(false, true) {
+			return
+		}
+		g.open.Add(-1)
+		shard.mu.Lock()
+		if shard.open[remote]--; shard.open[remote] == 0 {
+			delete(shard.open, remote)
+		}
+		shard.mu.Unlock()
+	}, nil
+}
+
+func (g *Gate) isExempt(remote netip.Addr) bool {
+	for _, p := range g.exempt {
+		if p.Contains(remote) {
+			return true
+		}
+	}
+	return false
+}
+
+// shard picks the lock of an address by its bytes (FNV-1a).
+func (g *Gate) shard(a netip.Addr) *addressShard {
+	b := a.As16()
+	h := uint32(2166136261)
+	for _, x := range b {
+		h = (h ^ uint32(x)) * 16777619
+	}
+	return &g.addresses[(h^h>>16)%addressShards]
+}
+
+// RemoteAddr returns the address of a connection's peer without its port, or an
+// invalid one if it has none.
+func RemoteAddr(conn net.Conn) netip.Addr {
+	switch a := conn.RemoteAddr().(type) {
+	case *net.TCPAddr:
+		return a.AddrPort().Addr()
+	case nil:
+		return netip.Addr{}
+	default:
+		ap, _ := netip.ParseAddrPort(a.String())
+		return ap.Addr()
+	}
+}
