@@ -8,7 +8,7 @@ type Cursor struct {
 	s       *Stream
 	next    uint64   // sequence number of the entry to read
 	seeking bool     // waits for the first join point at or after next
-	headers *Headers // that the reader has
+	headers *Headers // that the reader has; nil until it got an entry
 	skipped uint64
 }
 
@@ -59,11 +59,14 @@ func (c *Cursor) Next(buf []Entry) (Run, error) {
 		if s.ring[c.next&mask].joinable {
 			c.seeking = false
 		} else {
-			c.next++
+			c.pass(c.next + 1)
 		}
 	}
 	if c.seeking || c.next == s.next {
 		return Run{}, s.closed
+	}
+	if len(buf) == 0 {
+		return Run{}, nil
 	}
 	var r Run
 	if first := &s.ring[c.next&mask]; c.headers == nil || (first.Headers != c.headers && !first.Info.IsHeader()) {
@@ -76,17 +79,15 @@ func (c *Cursor) Next(buf []Entry) (Run, error) {
 		n++
 		c.next++
 	}
-	if n > 0 {
-		c.headers = buf[n-1].Headers
-	}
+	c.headers = buf[n-1].Headers
 	r.Entries = buf[:n]
 	return r, nil
 }
 
 // fellBehind handles a cursor whose entry was dropped. s.mu is held for reading.
 func (c *Cursor) fellBehind() {
-	if c.seeking { // nothing was promised yet
-		c.next = c.s.head
+	if c.seeking {
+		c.pass(c.s.head)
 		return
 	}
 	c.jump()
@@ -98,7 +99,7 @@ func (c *Cursor) fellBehind() {
 func (c *Cursor) Jump() uint64 {
 	c.s.mu.RLock()
 	defer c.s.mu.RUnlock()
-	if c.seeking || (c.s.hasMark() && c.s.mark <= c.next) {
+	if c.seeking || (c.next >= c.s.head && !(c.s.hasMark() && c.s.mark > c.next)) {
 		return 0
 	}
 	return c.jump()
@@ -107,16 +108,28 @@ func (c *Cursor) Jump() uint64 {
 func (c *Cursor) jump() uint64 { // s.mu is held for reading
 	from := c.next
 	c.place()
-	c.skipped += c.next - from
-	return c.next - from
+	to := c.next
+	c.next = from
+	c.pass(to)
+	return to - from
 }
 
-// Skipped returns the number of entries that the reader lost by falling behind.
+// pass moves on without reading. What passes before the first entry was read
+// was never promised and is not counted.
+func (c *Cursor) pass(to uint64) {
+	if c.headers != nil {
+		c.skipped += to - c.next
+	}
+	c.next = to
+}
+
+// Skipped returns the number of entries that the reader lost by falling behind
+// or jumping, those passed over in search of the join point after it included.
 func (c *Cursor) Skipped() uint64 { return c.skipped }
 
-// Behind returns how far the cursor is behind the end of the log, in bytes of
-// memory not exactly but in entries, and in milliseconds of media time. A
-// cursor that waits for a join point is not behind.
+// Behind returns how far the cursor is behind the end of the log, in entries and
+// in milliseconds of media time (at most what the log holds). A cursor that
+// waits for a join point is not behind.
 func (c *Cursor) Behind() (entries uint64, ms uint32) {
 	c.s.mu.RLock()
 	defer c.s.mu.RUnlock()
@@ -124,6 +137,9 @@ func (c *Cursor) Behind() (entries uint64, ms uint32) {
 		return 0, 0
 	}
 	at, mask := max(c.next, c.s.head), uint64(len(c.s.ring)-1)
-	d := int32(c.s.ring[(c.s.next-1)&mask].Tag.Time() - c.s.ring[at&mask].Tag.Time())
+	if at == c.s.next {
+		return c.s.next - c.next, 0
+	}
+	d := int32(c.s.timeline.last - c.s.ring[at&mask].Tag.Time())
 	return c.s.next - c.next, uint32(max(d, 0))
 }

@@ -2,6 +2,7 @@ package stream
 
 import (
 	"bytes"
+	"unsafe"
 
 	"weir/internal/media"
 )
@@ -18,8 +19,25 @@ type header struct {
 	tag  media.Tag
 }
 
-// maxHeaders bounds the tracks of a hostile publisher.
-const maxHeaders = 32
+// Bounds against a hostile publisher: headers outlive the log's limits. One
+// that does not fit is an entry of the log like any other but not kept as state.
+const (
+	maxHeaders     = 32      // tracks
+	maxHeaderBytes = 1 << 20 // of all tags
+)
+
+const headerCost = int64(unsafe.Sizeof(header{}))
+
+// cost is the memory of h without the tags.
+func (h *Headers) cost() int64 { return int64(unsafe.Sizeof(*h)) + headerCost*int64(len(h.list)) }
+
+// before is the order in which a player gets headers.
+func (n header) before(o header) bool {
+	if n.kind != o.kind {
+		return order(n.kind) < order(o.kind)
+	}
+	return n.slot < o.slot
+}
 
 // order of the kinds for a player that joins: metadata names the codecs, and
 // players that look at the first tags only want video before audio.
@@ -33,28 +51,29 @@ func order(k media.Kind) int {
 	return 2
 }
 
-// with returns the headers after tag came. A tag that repeats what is in force
-// changes nothing, so that readers which jump need not get it again.
+// with returns the headers after tag came: h itself if the tag repeats what is
+// in force, so that readers which jump need not get it again, or does not fit.
 func (h *Headers) with(info media.Info, tag media.Tag) *Headers {
 	if h.Has(info, tag) {
 		return h
 	}
 	list := make([]header, 0, len(h.list)+1)
-	added := false
+	added, size := false, cap(tag)
 	n := header{info.Kind, info.Slot, tag}
 	for _, o := range h.list {
 		if o.kind == n.kind && o.slot == n.slot {
 			continue
 		}
-		if !added && order(o.kind) > order(n.kind) {
+		if !added && n.before(o) {
 			list, added = append(list, n), true
 		}
 		list = append(list, o)
+		size += cap(o.tag)
 	}
 	if !added {
 		list = append(list, n)
 	}
-	if len(list) > maxHeaders {
+	if len(list) > maxHeaders || size > maxHeaderBytes {
 		return h
 	}
 	return &Headers{list: list}
@@ -77,7 +96,8 @@ func (h *Headers) Len() int { return len(h.list) }
 // shared and must not be changed.
 func (h *Headers) Tag(n int) media.Tag { return h.list[n].tag }
 
-// Find returns the first header of a kind, nil if there is none.
+// Find returns the first header of a kind (the main track's sequence header when
+// there is one), nil if there is none.
 func (h *Headers) Find(kind media.Kind) media.Tag {
 	for _, o := range h.list {
 		if o.kind == kind {

@@ -98,7 +98,7 @@ func (p *Publisher) expectsVideo() bool {
 			return true
 		}
 	}
-	return p.hasVideo
+	return p.video.exists
 }
 
 // find returns the time of the newest entry with the same body. s.mu is held.

@@ -3,9 +3,10 @@
 // is no queue, no copy and no goroutine per reader: late join, falling behind
 // and resuming are all "put the cursor on a join point".
 //
-// A join point is an entry at which decoding can start: a video key frame, or
-// any audio frame while the publisher has sent no video. Decoder headers are
-// not frames but state, so each entry points at the headers in force there.
+// A join point is an entry at which decoding can start: a key frame of the main
+// video track (the one with the smallest number), or any audio frame while the
+// publisher has sent no video or stopped sending it. Decoder headers are not
+// frames but state, so each entry points at the headers in force there.
 package stream
 
 import (
@@ -31,7 +32,7 @@ type Limits struct {
 	// a group of pictures that is larger loses its beginning, and a reader that
 	// joins then waits for the next key frame.
 	MaxBytes int64
-	// MaxTime is how much media time is kept before the newest join point, for
+	// MaxTime is how much media time, up to the newest frame, is kept for
 	// readers that are behind. The entries from the newest join point on are
 	// kept however long they are, within MaxBytes.
 	MaxTime time.Duration
@@ -45,17 +46,24 @@ func DefaultLimits() Limits { return Limits{MaxBytes: 32 << 20, MaxTime: 5 * tim
 type Entry struct {
 	Tag  media.Tag
 	Info media.Info
-	// Headers are the decoder headers in force at this entry; when the entry
-	// is itself a header it is among them.
+	// Headers are the decoder headers in force at this entry; never nil. When
+	// the entry is itself a header it is among them (if its bounds allow).
 	Headers *Headers
 
 	joinable bool
 }
 
-// entryCost is counted for each entry on top of its bytes.
+// entryCost is the memory of one place in the ring.
 const entryCost = int64(unsafe.Sizeof(Entry{}))
 
-func (e *Entry) cost() int64 { return int64(cap(e.Tag)) + entryCost }
+// cost is the memory that belongs to e outside of the ring.
+func (e *Entry) cost() int64 {
+	n := int64(cap(e.Tag))
+	if e.Info.IsHeader() {
+		n += e.Headers.cost()
+	}
+	return n
+}
 
 // Stream is a log. All methods are safe for concurrent use.
 type Stream struct {
@@ -65,7 +73,7 @@ type Stream struct {
 	ring []Entry // guarded by mu; length is a power of two; entry n is at n & (len-1)
 	head uint64  // guarded by mu; sequence number of the oldest entry
 	next uint64  // guarded by mu; sequence number of the entry to come
-	cost int64   // guarded by mu; of all entries
+	cost int64   // guarded by mu; memory of the ring and of all entries
 	mark uint64  // guarded by mu; newest join point; none in the log when mark < head or mark >= next
 
 	timeline  timeline          // guarded by mu
@@ -83,7 +91,8 @@ type Stream struct {
 func New(limits Limits) *Stream {
 	return &Stream{
 		limits:  limits,
-		ring:    make([]Entry, 64),
+		ring:    make([]Entry, minRing),
+		cost:    minRing * entryCost,
 		mark:    ^uint64(0),
 		headers: &Headers{},
 	}
@@ -94,10 +103,10 @@ type Publisher struct {
 	s *Stream
 
 	// Guarded by s.mu.
-	hasVideo bool // decides which entries are join points
-	resume   resume
-	held     []heldTag // headers that came while matching
-	passed   [2]bool   // audio, video: frames that the log has not have come
+	video  videoTrack // decides which entries are join points
+	resume resume
+	held   []heldTag // headers that came while matching
+	passed [2]bool   // audio, video: frames that the log has not have come
 }
 
 // Publish makes the caller the stream's writer. It fails with ErrBusy while
@@ -153,14 +162,17 @@ func (p *Publisher) append(info media.Info, t media.Tag) {
 	t.SetTime(s.timeline.place(info, t.Time()))
 	e := Entry{Tag: t, Info: info}
 	switch {
+	case info.Flags&media.Malformed != 0: // starts nothing and proves nothing
 	case info.IsHeader():
 		s.headers = s.headers.with(info, t)
-		p.hasVideo = p.hasVideo || info.Kind == media.Video
+		if info.Kind == media.Video {
+			p.video.saw(&s.timeline)
+		}
 	case info.Kind == media.Video:
-		p.hasVideo = true
-		e.joinable = info.IsKeyFrame()
+		e.joinable = p.video.joinable(info)
+		p.video.saw(&s.timeline)
 	case info.Kind == media.Audio:
-		e.joinable = !p.hasVideo
+		e.joinable = !info.Has(media.EndOfSequence) && p.video.gone(&s.timeline)
 	}
 	e.Headers = s.headers
 	s.push(e)
@@ -187,7 +199,7 @@ func (p *Publisher) restart() { // s.mu is held
 	p.resume, p.held = resumed, nil
 	p.s.timeline.restart()
 	p.s.headers = &Headers{}
-	p.hasVideo = false
+	p.video = videoTrack{}
 }
 
 // Close gives the stream up for another publisher. The log and its readers
@@ -203,7 +215,11 @@ func (p *Publisher) Close() {
 // push appends e and drops what the limits no longer allow. s.mu is held.
 func (s *Stream) push(e Entry) {
 	if s.next-s.head == uint64(len(s.ring)) {
-		s.grow()
+		if s.cost+e.cost()+int64(len(s.ring))*entryCost <= s.limits.MaxBytes {
+			s.resize(2 * len(s.ring))
+		} else {
+			s.drop()
+		}
 	}
 	s.ring[s.next&uint64(len(s.ring)-1)] = e
 	s.cost += e.cost()
@@ -215,17 +231,22 @@ func (s *Stream) push(e Entry) {
 	for s.head < s.next && s.cost > s.limits.MaxBytes {
 		s.drop()
 	}
-	if s.mark >= s.next { // no join point yet: keep by bytes alone
-		return
-	}
-	newest, keep := e.Tag.Time(), s.limits.MaxTime.Milliseconds()
-	for s.head < s.mark {
-		age := int64(int32(newest - s.ring[s.head&uint64(len(s.ring)-1)].Tag.Time()))
-		if age <= keep {
-			return
+	if s.mark < s.next { // without a join point bytes alone decide
+		for s.head < s.mark && s.outdated(&s.ring[s.head&uint64(len(s.ring)-1)]) {
+			s.drop()
 		}
-		s.drop()
 	}
+	// An eighth, so that a log that swings by a group of pictures stays as it is.
+	if len(s.ring) > minRing && s.next-s.head <= uint64(len(s.ring)/8) {
+		s.resize(len(s.ring) / 2)
+	}
+}
+
+// outdated reports whether e is older than MaxTime. s.mu is held.
+func (s *Stream) outdated(e *Entry) bool {
+	age := int64(int32(s.timeline.last - e.Tag.Time()))
+	// A header that came before the first frame can have any time.
+	return age > s.limits.MaxTime.Milliseconds() || age < -maxBack
 }
 
 func (s *Stream) drop() { // s.mu is held
@@ -235,11 +256,15 @@ func (s *Stream) drop() { // s.mu is held
 	s.head++
 }
 
-func (s *Stream) grow() { // s.mu is held
-	ring := make([]Entry, 2*len(s.ring))
+// minRing is the smallest length of a ring, a power of two.
+const minRing = 64
+
+func (s *Stream) resize(length int) { // s.mu is held; the entries fit
+	ring := make([]Entry, length)
 	for n := s.head; n < s.next; n++ {
 		ring[n&uint64(len(ring)-1)] = s.ring[n&uint64(len(s.ring)-1)]
 	}
+	s.cost += int64(length-len(s.ring)) * entryCost
 	s.ring = ring
 }
 
@@ -314,7 +339,7 @@ type Stats struct {
 	LogBytes   int64         // memory held by the log now
 	LogTime    time.Duration // media time that the log covers
 	Publishing bool          // a publisher is there
-	LastTime   uint32        // time of the newest entry in ms
+	LastTime   uint32        // largest time of a frame in ms; 0 while the log is empty
 }
 
 // Stats returns the counters; they are read one by one, not as of one moment.
@@ -325,10 +350,9 @@ func (s *Stream) Stats() Stats {
 	st.LogBytes = s.cost
 	st.Publishing = s.publisher != nil
 	if s.next > s.head {
-		mask := uint64(len(s.ring) - 1)
-		oldest, newest := s.ring[s.head&mask].Tag.Time(), s.ring[(s.next-1)&mask].Tag.Time()
-		st.LogTime = time.Duration(int32(newest-oldest)) * time.Millisecond
-		st.LastTime = newest
+		oldest := s.ring[s.head&uint64(len(s.ring)-1)].Tag.Time()
+		st.LogTime = max(0, time.Duration(int32(s.timeline.last-oldest))*time.Millisecond)
+		st.LastTime = s.timeline.last
 	}
 	return st
 }
