@@ -29,7 +29,7 @@ const (
 var codecNames = [...]string{
 	Unknown: "unknown", H264: "H.264", H265: "H.265", AV1: "AV1", VP8: "VP8", VP9: "VP9", H263: "H.263", VP6: "VP6",
 	H266: "H.266",
-	AAC: "AAC", MP3: "MP3", Opus: "Opus", AC3: "AC-3", EAC3: "E-AC-3", FLAC: "FLAC",
+	AAC:  "AAC", MP3: "MP3", Opus: "Opus", AC3: "AC-3", EAC3: "E-AC-3", FLAC: "FLAC",
 	G711A: "G.711 A-law", G711U: "G.711 mu-law", Speex: "Speex", PCM: "PCM",
 }
 
