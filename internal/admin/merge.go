@@ -221,11 +221,12 @@ type description struct {
 	text   string
 }
 
-// parseExposition reads metrics. Its errors name the line.
+// parseExposition reads metrics. Its errors name the line. Bytes that are no
+// UTF-8 are replaced: Prometheus refuses all of a text that has any.
 func parseExposition(text []byte) (*exposition, error) {
 	e := new(exposition)
 	number := 0
-	for line := range strings.Lines(string(text)) {
+	for line := range strings.Lines(strings.ToValidUTF8(string(text), "\ufffd")) {
 		number++
 		line = strings.Trim(line, " \t\r\n")
 		if line == "" {
