@@ -34,6 +34,7 @@ func (p *Publisher) Resume() {
 	defer p.s.mu.Unlock()
 	if p.s.publisher == p {
 		p.resume, p.held, p.passed = matching, nil, [2]bool{}
+		p.waiting = false
 	}
 }
 
@@ -73,8 +74,11 @@ func (p *Publisher) match(info media.Info, t media.Tag) bool {
 		}
 		return false
 	}
-	if info.Kind == media.Data || (info.Kind == media.Audio && p.expectsVideo()) {
-		return false // lost between two sources; video decides
+	if kindIndex(info.Kind) < 0 {
+		return false // lost between two sources
+	}
+	if info.Kind == media.Audio && p.expectsVideo() && !p.waitedForVideo(t.Time()) {
+		return false // lost likewise; video decides
 	}
 	held := p.held
 	if at, ok := s.find(info, t); ok {
@@ -89,6 +93,19 @@ func (p *Publisher) match(info media.Info, t media.Tag) bool {
 		}
 	}
 	return true
+}
+
+// videoWait is how many ms of the source's audio are given up to wait for its
+// video, which decides better: silence looks alike everywhere.
+const videoWait = 2000
+
+// waitedForVideo reports whether the source's audio has gone on for videoWait
+// when it reaches time ms. p.s.mu is held.
+func (p *Publisher) waitedForVideo(ms uint32) bool {
+	if !p.waiting {
+		p.waiting, p.waitFrom = true, ms
+	}
+	return int32(ms-p.waitFrom) >= videoWait
 }
 
 // expectsVideo reports whether the log or the source has video. p.s.mu is held.

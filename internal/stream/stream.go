@@ -103,10 +103,12 @@ type Publisher struct {
 	s *Stream
 
 	// Guarded by s.mu.
-	video  videoTrack // decides which entries are join points
-	resume resume
-	held   []heldTag // headers that came while matching
-	passed [2]bool   // audio, video: frames that the log has not have come
+	video    videoTrack // decides which entries are join points
+	resume   resume
+	held     []heldTag // headers that came while matching
+	waiting  bool      // waitFrom is valid
+	waitFrom uint32    // source time of the first audio frame that came while matching
+	passed   [2]bool   // audio, video: frames that the log has not have come
 }
 
 // Publish makes the caller the stream's writer. It fails with ErrBusy while

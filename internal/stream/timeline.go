@@ -14,7 +14,7 @@ import "weir/internal/media"
 // From the first frame on, the times of one kind never go back.
 type timeline struct {
 	kinds   [3]kindTime // audio, video, data and the rest
-	offset  uint32      // of the newest run; source time + offset = log time
+	offset  uint32      // the one chosen last; source time + offset = log time
 	last    uint32      // largest log time of a frame so far
 	begun   bool        // last is valid
 	pending bool        // the next frame starts a new run
@@ -91,14 +91,7 @@ func (l *timeline) place(info media.Info, ms uint32) uint32 {
 			k.offset = l.last + step - ms
 		}
 	default:
-		out := ms + k.offset
-		if int32(out-k.out) < -maxBack || int32(out-l.last) > maxForward {
-			other := ms + l.offset
-			if k.offset == l.offset || !l.near(other) || int32(other-k.out) < -maxBack {
-				l.offset = l.last + step - ms
-			}
-			k.offset = l.offset
-		}
+		l.follow(k, &l.kinds[1-n], ms)
 	}
 	out := ms + k.offset
 	if !k.seen || int32(out-k.out) > 0 {
@@ -108,6 +101,25 @@ func (l *timeline) place(info media.Info, ms uint32) uint32 {
 		l.last, l.begun = out, true
 	}
 	return k.raise(out)
+}
+
+// follow gives k another offset if its source has jumped to ms. o is the other
+// kind, whose offset is taken if that fits: it has jumped before, or k comes back
+// to it.
+func (l *timeline) follow(k, o *kindTime, ms uint32) {
+	out, joined := ms+k.offset, ms+o.offset
+	d := int32(out - k.out)
+	jump := d < -maxBack || int32(out-l.last) > maxForward
+	switch {
+	case o.seen && o.offset != k.offset && (jump || (d > maxBack && l.distance(joined) < l.distance(out))) &&
+		l.near(joined) && int32(joined-k.out) >= -maxBack:
+		k.offset = o.offset
+	case jump:
+		k.offset = l.last + step - ms
+	default:
+		return
+	}
+	l.offset = k.offset
 }
 
 // placeState places what is no frame. Encoders send headers and metadata with
@@ -139,9 +151,12 @@ func (l *timeline) here(k *kindTime) uint32 {
 
 // near reports whether a log time is close enough to the newest one to be of
 // the same clock.
-func (l *timeline) near(out uint32) bool {
-	d := int32(out - l.last)
-	return -maxApart <= d && d <= maxApart
+func (l *timeline) near(out uint32) bool { return l.distance(out) <= maxApart }
+
+// distance is how far in ms a log time is from the newest one, either way.
+func (l *timeline) distance(out uint32) int64 {
+	d := int64(int32(out - l.last))
+	return max(d, -d)
 }
 
 // raise returns out, or the largest time before it if that is larger: jitter
