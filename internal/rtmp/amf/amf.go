@@ -181,7 +181,7 @@ func appendValue(dst []byte, v *Value) []byte {
 	case Date:
 		return append(appendNumber(append(dst, markDate), v.Num), 0, 0) // time zone, reserved
 	case Reference:
-		return binary.BigEndian.AppendUint16(append(dst, markReference), uint16(v.Uint32()))
+		return binary.BigEndian.AppendUint16(append(dst, markReference), uint16(v.Num))
 	case Undefined:
 		return append(dst, markUndefined)
 	case Unsupported:

@@ -25,7 +25,11 @@ func AppendMessage(dst []byte, csid uint32, typ uint8, streamID, time uint32, pa
 	if len(payload) > chunkSize {
 		chunks += (len(payload) - 1) / chunkSize
 	}
-	dst = slices.Grow(dst, len(payload)+18+(chunks-1)*7)
+	if room := len(payload) + 18 + (chunks-1)*7; dst == nil {
+		dst = make([]byte, 0, room)
+	} else {
+		dst = slices.Grow(dst, room)
+	}
 
 	dst = appendBasic(dst, 0, csid)
 	short := min(time, extendedMark)
