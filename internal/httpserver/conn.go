@@ -1,0 +1,282 @@
+package httpserver
+
+import (
+	"crypto/tls"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// writePiece is how much of a response is under one write deadline.
+const writePiece = 64 << 10
+
+// connState is where a connection is in its life.
+type connState int32
+
+const (
+	stateNew    connState = iota // nothing read yet
+	stateActive                  // a request is being read or answered
+	stateIdle                    // between two requests
+	stateTaken                   // hijacked: fasthttp is out of it
+)
+
+// member is a connection of the server as the registry sees it.
+type member interface {
+	net.Conn
+	rec() *record
+	// abort closes the connection at once, without the courtesies of Close.
+	abort()
+}
+
+// record is what the server knows of a connection. The connection types below
+// embed it beside the connection itself.
+type record struct {
+	// Static after construction.
+	run     *run
+	self    member
+	release func() // gives the place at the gate back
+
+	state  atomic.Int32 // connState
+	closed atomic.Bool  // by leave
+	linger atomic.Bool  // the peer may still be sending a request that was refused
+
+	counted bool // guarded by run.mu; among the taken connections
+
+	// Owned by the request handler until the hijack, then by the hijack's goroutine.
+	pending func(net.Conn) // what Takeover was asked to run, until it runs
+
+	// Owned by whoever reads from the connection.
+	early []byte // bytes that were read behind the hijacked request
+}
+
+func (r *record) rec() *record { return r }
+
+// leave takes the connection out of the registry and gives its place back. It
+// returns false if that was done before.
+func (r *record) leave() bool {
+	if !r.closed.CompareAndSwap(false, true) {
+		return false
+	}
+	r.run.forget(r)
+	r.run.server.open.Add(-1)
+	r.release()
+	return true
+}
+
+// write sends p under deadlines, as long as the connection speaks HTTP. Taken
+// connections have their owner's deadlines.
+func (r *record) write(conn net.Conn, p []byte) (n int, err error) {
+	if connState(r.state.Load()) == stateTaken {
+		return conn.Write(p)
+	}
+	for {
+		piece := p[n:min(len(p), n+writePiece)]
+		if err := conn.SetWriteDeadline(time.Now().Add(r.run.server.cfg.WriteTimeout)); err != nil {
+			return n, err
+		}
+		m, err := conn.Write(piece)
+		n += m
+		if err != nil || n == len(p) {
+			return n, err
+		}
+	}
+}
+
+// readEarly returns bytes read behind the hijacked request, if there are any left.
+func (r *record) readEarly(p []byte) int {
+	if len(r.early) == 0 {
+		return 0
+	}
+	n := copy(p, r.early)
+	if r.early = r.early[n:]; len(r.early) == 0 {
+		r.early = nil
+	}
+	return n
+}
+
+// tcpConn is a plain connection. By embedding it has all that a *net.TCPConn can,
+// raw access (syscall.Conn) and writev (net.Buffers) among it.
+type tcpConn struct {
+	*net.TCPConn
+	record
+}
+
+func (c *tcpConn) Write(p []byte) (int, error) { return c.write(c.TCPConn, p) }
+
+func (c *tcpConn) Read(p []byte) (int, error) {
+	if n := c.readEarly(p); n > 0 {
+		return n, nil
+	}
+	return c.TCPConn.Read(p)
+}
+
+// ReadFrom keeps responses that fasthttp copies from a reader under deadlines.
+func (c *tcpConn) ReadFrom(r io.Reader) (int64, error) {
+	if connState(c.state.Load()) == stateTaken {
+		return c.TCPConn.ReadFrom(r)
+	}
+	return io.Copy(struct{ io.Writer }{c}, r)
+}
+
+// Close closes the connection and gives its place back, once. Behind a refused
+// request it first lets the peer read the refusal.
+func (c *tcpConn) Close() error {
+	if c.linger.CompareAndSwap(true, false) {
+		lingerClose(c.TCPConn)
+	}
+	if !c.leave() {
+		return net.ErrClosed
+	}
+	return c.TCPConn.Close()
+}
+
+func (c *tcpConn) abort() {
+	if c.leave() {
+		c.TCPConn.Close()
+	}
+}
+
+// lingerClose ends the sending side of c and reads what its peer still sends, for
+// a short time. Closing a socket with unread input resets the connection, and
+// the peer would lose the answer that was just written.
+func lingerClose(c *net.TCPConn) {
+	if c.CloseWrite() != nil || c.SetReadDeadline(time.Now().Add(500*time.Millisecond)) != nil {
+		return
+	}
+	io.CopyN(io.Discard, c, 256<<10)
+}
+
+// tlsConn is a connection under TLS, which fasthttp recognises by its methods.
+type tlsConn struct {
+	*tls.Conn
+	record
+}
+
+func (c *tlsConn) Write(p []byte) (int, error) { return c.write(c.Conn, p) }
+
+func (c *tlsConn) Read(p []byte) (int, error) {
+	if n := c.readEarly(p); n > 0 {
+		return n, nil
+	}
+	return c.Conn.Read(p)
+}
+
+// Close closes the connection and gives its place back, once.
+func (c *tlsConn) Close() error {
+	if !c.leave() {
+		return net.ErrClosed
+	}
+	return c.Conn.Close()
+}
+
+// abort does not wait for the peer to take TLS's farewell.
+func (c *tlsConn) abort() {
+	if c.leave() {
+		c.NetConn().Close()
+	}
+}
+
+// otherConn is any other connection, such as one of a unix socket.
+type otherConn struct {
+	net.Conn
+	record
+}
+
+func (c *otherConn) Write(p []byte) (int, error) { return c.write(c.Conn, p) }
+
+func (c *otherConn) Read(p []byte) (int, error) {
+	if n := c.readEarly(p); n > 0 {
+		return n, nil
+	}
+	return c.Conn.Read(p)
+}
+
+// Close closes the connection and gives its place back, once.
+func (c *otherConn) Close() error {
+	if !c.leave() {
+		return net.ErrClosed
+	}
+	return c.Conn.Close()
+}
+
+func (c *otherConn) abort() { c.Close() }
+
+// run is the connections of one call of Serve.
+type run struct {
+	server *Server
+
+	taken    sync.WaitGroup // functions that were given to Takeover
+	refusals sync.WaitGroup // refused connections that are being answered
+
+	mu      sync.Mutex
+	conns   map[*record]struct{} // guarded by mu
+	closing bool                 // guarded by mu; the run stops
+}
+
+// join wraps an accepted connection and enters it into the registry.
+func (r *run) join(conn net.Conn, release func()) member {
+	var m member
+	switch c := conn.(type) {
+	case *net.TCPConn:
+		m = &tcpConn{TCPConn: c}
+	case *tls.Conn:
+		m = &tlsConn{Conn: c}
+	default:
+		m = &otherConn{Conn: c}
+	}
+	rec := m.rec()
+	rec.run, rec.self, rec.release = r, m, release
+	r.mu.Lock()
+	r.conns[rec] = struct{}{}
+	r.mu.Unlock()
+	return m
+}
+
+func (r *run) forget(rec *record) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.conns, rec)
+	if rec.counted {
+		rec.counted = false
+		r.server.taken.Add(-1)
+	}
+}
+
+// markTaken notes that fasthttp is out of a connection. It reports whether the
+// run is stopping, so that the caller has to close it.
+func (r *run) markTaken(rec *record) (closing bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	rec.state.Store(int32(stateTaken))
+	if _, open := r.conns[rec]; open {
+		rec.counted = true
+		r.server.taken.Add(1)
+	}
+	return r.closing
+}
+
+func (r *run) isClosing() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.closing
+}
+
+// closeWhere closes the connections in one of the states.
+func (r *run) closeWhere(states ...connState) {
+	r.mu.Lock()
+	r.closing = true // from now on, whoever makes a connection idle or taken closes it
+	var doomed []member
+	for rec := range r.conns {
+		for _, s := range states {
+			if connState(rec.state.Load()) == s {
+				doomed = append(doomed, rec.self)
+			}
+		}
+	}
+	r.mu.Unlock()
+	for _, m := range doomed { // which takes the lock to leave the registry
+		m.abort()
+	}
+}
