@@ -43,7 +43,7 @@ func TestLogAgainstModel(t *testing.T) {
 			MaxTime:  time.Duration(rapid.IntRange(1, 3000).Draw(t, "ms")) * time.Millisecond,
 		}
 		s := New(limits)
-		var p *Publisher
+		p, _ := s.Publish()
 		var all []modelEntry
 		var readers []*modelReader
 		headers := map[media.Kind]string{}
@@ -169,6 +169,15 @@ func TestLogAgainstModel(t *testing.T) {
 			}
 		}
 
+		frames := func(*rapid.T) {
+			if p == nil {
+				return
+			}
+			for range rapid.IntRange(1, 60).Draw(t, "frames") {
+				add("KPPPPAAAAAA"[rapid.IntRange(0, 10).Draw(t, "frame")])
+				clock += uint32(rapid.IntRange(0, 60).Draw(t, "step"))
+			}
+		}
 		t.Repeat(map[string]func(*rapid.T){
 			"": func(*rapid.T) { check() },
 			"publish": func(*rapid.T) {
@@ -182,26 +191,19 @@ func TestLogAgainstModel(t *testing.T) {
 				restart()
 			},
 			"leave": func(*rapid.T) {
-				if p != nil && rapid.IntRange(0, 3).Draw(t, "leave") == 0 {
+				if p != nil && rapid.IntRange(0, 5).Draw(t, "leave") == 0 {
 					p.Close()
 					p = nil
 				}
 			},
 			"another source": func(*rapid.T) {
-				if p != nil && !closed {
+				if p != nil && !closed && rapid.IntRange(0, 2).Draw(t, "restart") == 0 {
 					p.Restart()
 					restart()
 				}
 			},
-			"frames": func(*rapid.T) {
-				if p == nil {
-					return
-				}
-				for range rapid.IntRange(1, 20).Draw(t, "frames") {
-					add(rapid.SampledFrom([]byte("KPPPPAAAAA")).Draw(t, "frame"))
-					clock += uint32(rapid.IntRange(0, 60).Draw(t, "step"))
-				}
-			},
+			"frames":      frames, // twice, as most of what comes are frames
+			"more frames": frames,
 			"audio": func(*rapid.T) {
 				for range rapid.IntRange(1, 20).Draw(t, "frames") {
 					if p != nil {
