@@ -1,0 +1,245 @@
+package discovery
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/VictoriaMetrics/metrics"
+
+	"weir/internal/units"
+)
+
+// ServerConfig configures a discovery server.
+type ServerConfig struct {
+	// Listen is the address of the HTTP API, as host:port. Port 0 takes a free port.
+	Listen string `yaml:"listen"`
+	// Token is the bearer token that calls which change the directory must bring. Empty: none is asked for, which is for loopback and closed networks only.
+	Token string `yaml:"token"`
+	// LeaseTTL is how long a stream stays with its owner without a renewal, if the owner asks for no other time.
+	LeaseTTL time.Duration `yaml:"lease_ttl"`
+	// MaxLeaseTTL is the longest time that an owner or node can ask for.
+	MaxLeaseTTL time.Duration `yaml:"max_lease_ttl"`
+	// NodeTTL is how long a node counts as alive after its last heartbeat, if it asks for no other time.
+	NodeTTL time.Duration `yaml:"node_ttl"`
+	// MaxStreams is the largest number of streams; each takes about 0.4 KB.
+	MaxStreams int `yaml:"max_streams"`
+	// MaxNodes is the largest number of nodes.
+	MaxNodes int `yaml:"max_nodes"`
+	// MaxBody is the largest body of a request.
+	MaxBody units.Bytes `yaml:"max_body"`
+	// MaxConnections is the largest number of open connections; further ones are closed at once.
+	MaxConnections int `yaml:"max_connections"`
+	// RequestTimeout is how long a client may take to send a request, and again to take the answer.
+	RequestTimeout time.Duration `yaml:"request_timeout"`
+	// ShutdownTimeout is how long calls under way may take to finish when the server stops.
+	ShutdownTimeout time.Duration `yaml:"shutdown_timeout"`
+}
+
+// DefaultServerConfig returns the configuration of a server without keys.
+func DefaultServerConfig() ServerConfig {
+	return ServerConfig{
+		Listen:          "127.0.0.1:7070",
+		LeaseTTL:        5 * time.Second,
+		MaxLeaseTTL:     time.Minute,
+		NodeTTL:         5 * time.Second,
+		MaxStreams:      200_000,
+		MaxNodes:        10_000,
+		MaxBody:         units.MiB,
+		MaxConnections:  1024,
+		RequestTimeout:  10 * time.Second,
+		ShutdownTimeout: 5 * time.Second,
+	}
+}
+
+// Validate returns all errors of c, each with its key in front.
+func (c ServerConfig) Validate() error {
+	var errs []error
+	bad := func(key, format string, args ...any) {
+		errs = append(errs, fmt.Errorf(key+": "+format, args...))
+	}
+	if err := checkListen(c.Listen); err != nil {
+		bad("listen", "%w", err)
+	}
+	if strings.ContainsAny(c.Token, " \t\r\n") {
+		bad("token", "must not contain white space")
+	}
+	if c.MaxLeaseTTL < time.Second || c.MaxLeaseTTL > time.Hour {
+		bad("max_lease_ttl", "%v is not between 1s and 1h", c.MaxLeaseTTL)
+	}
+	if c.LeaseTTL < minTTL || c.LeaseTTL > c.MaxLeaseTTL {
+		bad("lease_ttl", "%v is not between %v and max_lease_ttl (%v)", c.LeaseTTL, minTTL, c.MaxLeaseTTL)
+	}
+	if c.NodeTTL < minTTL || c.NodeTTL > c.MaxLeaseTTL {
+		bad("node_ttl", "%v is not between %v and max_lease_ttl (%v)", c.NodeTTL, minTTL, c.MaxLeaseTTL)
+	}
+	if c.MaxStreams < 1 || c.MaxStreams > 10_000_000 {
+		bad("max_streams", "%d is not between 1 and 10000000", c.MaxStreams)
+	}
+	if c.MaxNodes < 1 || c.MaxNodes > 1_000_000 {
+		bad("max_nodes", "%d is not between 1 and 1000000", c.MaxNodes)
+	}
+	if c.MaxBody < units.MiB || c.MaxBody > 64*units.MiB {
+		bad("max_body", "%v is not between 1MiB (a renewal of nodes) and 64MiB", c.MaxBody)
+	}
+	if c.MaxConnections < 1 || c.MaxConnections > 1_000_000 {
+		bad("max_connections", "%d is not between 1 and 1000000", c.MaxConnections)
+	}
+	if c.RequestTimeout < 100*time.Millisecond || c.RequestTimeout > 10*time.Minute {
+		bad("request_timeout", "%v is not between 100ms and 10m", c.RequestTimeout)
+	}
+	if c.ShutdownTimeout < 0 || c.ShutdownTimeout > 10*time.Minute {
+		bad("shutdown_timeout", "%v is not between 0s and 10m", c.ShutdownTimeout)
+	}
+	return errors.Join(errs...)
+}
+
+// Memory returns the part of c that a memory engine needs.
+func (c ServerConfig) Memory() MemoryConfig {
+	return MemoryConfig{c.LeaseTTL, c.MaxLeaseTTL, c.NodeTTL, c.MaxStreams, c.MaxNodes}
+}
+
+// minTTL is the shortest life of a lease: a renewal comes every third of it.
+const minTTL = 300 * time.Millisecond
+
+// Config says how a node finds the directory. With neither urls nor peers the
+// node stands alone: it owns whatever is published to it.
+type Config struct {
+	// URLs are the base URLs of discovery servers that share one directory, as in http://10.0.0.1:7070. They are tried in turn from the last that answered. Several memory engines are several directories: do not mix them.
+	URLs []string `yaml:"urls"`
+	// Peers are the HTTP API addresses of the other origins, as host:port, to be asked instead of a discovery server. SRS origins may be among them. Streams are then not exclusive: two origins may take the same name at the same moment.
+	Peers []string `yaml:"peers"`
+	// Token is the bearer token of the discovery servers.
+	Token string `yaml:"token"`
+	// Timeout is how long one call to the directory may take, over all urls.
+	Timeout time.Duration `yaml:"timeout"`
+	// PeerTimeout is how long peers may take to answer; a silent peer counts as one that does not have the stream.
+	PeerTimeout time.Duration `yaml:"peer_timeout"`
+	// LeaseTTL is how long a stream stays with this node without a renewal. It is renewed every third of it.
+	LeaseTTL time.Duration `yaml:"lease_ttl"`
+	// Heartbeat is how often this node tells its state and load.
+	Heartbeat time.Duration `yaml:"heartbeat"`
+	// CacheTTL is how long a found owner is used without asking again.
+	CacheTTL time.Duration `yaml:"cache_ttl"`
+	// StaleFor is how long a found owner is used while the directory is unavailable.
+	StaleFor time.Duration `yaml:"stale_for"`
+	// CacheSize is the largest size of all found owners.
+	CacheSize units.Bytes `yaml:"cache_size"`
+}
+
+// DefaultConfig returns the configuration of a node without keys.
+func DefaultConfig() Config {
+	return Config{
+		Timeout:     time.Second,
+		PeerTimeout: 300 * time.Millisecond,
+		LeaseTTL:    5 * time.Second,
+		Heartbeat:   time.Second,
+		CacheTTL:    time.Second,
+		StaleFor:    time.Hour,
+		CacheSize:   16 * units.MiB,
+	}
+}
+
+// Validate returns all errors of c, each with its key in front.
+func (c Config) Validate() error {
+	var errs []error
+	bad := func(key, format string, args ...any) {
+		errs = append(errs, fmt.Errorf(key+": "+format, args...))
+	}
+	if len(c.URLs) > 0 && len(c.Peers) > 0 {
+		bad("peers", "urls and peers exclude each other")
+	}
+	for i, u := range c.URLs {
+		if err := checkURL(u); err != nil {
+			bad("urls["+strconv.Itoa(i)+"]", "%w", err)
+		}
+	}
+	for i, p := range c.Peers {
+		if err := checkHostPort(p); err != nil {
+			bad("peers["+strconv.Itoa(i)+"]", "%w", err)
+		}
+	}
+	if len(c.Peers) > maxPeers {
+		bad("peers", "%d peers, at most %d: use a discovery server", len(c.Peers), maxPeers)
+	}
+	if strings.ContainsAny(c.Token, " \t\r\n") {
+		bad("token", "must not contain white space")
+	}
+	within := func(key string, d, low, high time.Duration) {
+		if d < low || d > high {
+			bad(key, "%v is not between %v and %v", d, low, high)
+		}
+	}
+	within("timeout", c.Timeout, 10*time.Millisecond, time.Minute)
+	within("peer_timeout", c.PeerTimeout, 10*time.Millisecond, 10*time.Second)
+	within("lease_ttl", c.LeaseTTL, minTTL, time.Hour)
+	within("heartbeat", c.Heartbeat, 100*time.Millisecond, time.Minute)
+	within("cache_ttl", c.CacheTTL, 0, time.Minute)
+	within("stale_for", c.StaleFor, 0, 24*time.Hour)
+	if c.CacheSize < 64*units.KiB {
+		bad("cache_size", "%v is less than 64KiB", c.CacheSize)
+	}
+	return errors.Join(errs...)
+}
+
+// maxPeers bounds the requests that one lookup makes.
+const maxPeers = 64
+
+// Open returns the directory that c names for the node self: a Client if there
+// are urls, else Peers. Close it at the end. log and set may be nil.
+func (c Config) Open(self Self, log *slog.Logger, set *metrics.Set) (Remote, error) {
+	if err := c.Validate(); err != nil {
+		return nil, fmt.Errorf("open directory: %w", err)
+	}
+	if len(c.URLs) > 0 {
+		return NewClient(c, set), nil
+	}
+	return NewPeers(c, self, log, set), nil
+}
+
+// Remote is a directory behind connections.
+type Remote interface {
+	Directory
+	// Close closes idle connections. Calls under way go on.
+	Close() error
+}
+
+// Self is how a node names itself in leases.
+type Self struct {
+	Node string
+	// Instance tells this run of the node from earlier ones. NewInstance makes one.
+	Instance string
+	Addr     Addr
+}
+
+func checkListen(addr string) error {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return fmt.Errorf("%q is not host:port", addr)
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return fmt.Errorf("%q has no port between 0 and 65535", addr)
+	}
+	if strings.ContainsFunc(host, notInID) {
+		return fmt.Errorf("%q has no host name or IP address", addr)
+	}
+	return nil
+}
+
+func checkURL(s string) error {
+	u, err := url.Parse(s)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%q is not a URL", s)
+	case u.Scheme != "http" && u.Scheme != "https":
+		return fmt.Errorf("%q is not an http or https URL", s)
+	case u.Hostname() == "" || u.User != nil || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "":
+		return fmt.Errorf("%q is not scheme://host:port alone", s)
+	}
+	return nil
+}

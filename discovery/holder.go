@@ -1,0 +1,510 @@
+package discovery
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/VictoriaMetrics/metrics"
+)
+
+// HolderConfig says for whom a Holder works.
+type HolderConfig struct {
+	Config Config // lease_ttl, heartbeat, timeout and the cache; the rest is Open's
+	Self   Self
+	// Node returns the state of the node for a heartbeat. ID, Instance and Addr
+	// are filled in from Self. It must not block. nil: an origin that is up.
+	Node func() Node
+	// OnLost is told of each lease that another owner has now (now.Epoch is the
+	// larger one, except among peers). The stream is no longer held when it is
+	// called; if it was claimed again since, that lease has an epoch above now's.
+	// It is called from Run and from Claim, without locks, and must not block:
+	// leases are not renewed meanwhile. May be nil.
+	OnLost  func(stream string, now Lease)
+	Logger  *slog.Logger // may be nil
+	Metrics *metrics.Set // may be nil; one Holder to a set
+}
+
+// Holder keeps the leases of an origin's streams: it claims them, renews them all
+// in one call every third of the TTL, and notices when one was lost. Safe for
+// concurrent use.
+//
+// When the directory is unavailable, held streams stay held, and a claim is
+// granted provisionally with an epoch of the node's own clock. When it is back,
+// the next renewal announces everything; for each stream the later epoch wins.
+// Renewals are jittered, so that nodes come back spread over a third of the TTL.
+//
+// The Holder does not tell the publishers of its own node apart: a claim of a
+// stream that the node holds succeeds. Calls for one stream are carried out one
+// after the other. The epoch of a held lease can grow, when the directory has to
+// grant it anew after an outage: Own has the one in force.
+type Holder struct {
+	// Static.
+	cfg      HolderConfig
+	dir      Directory
+	resolver *Resolver
+	log      *slog.Logger
+	met      holderMetrics
+
+	wake chan struct{} // holds one token if there are dirty leases
+
+	connected atomic.Bool // the last call of Claim or Run reached the directory
+
+	mu       sync.Mutex // guards all below; not held during calls
+	held     map[string]*holding
+	busy     map[string]chan struct{} // streams with a call under way; closed at its end
+	epochs   epochClock
+	renewing int // renewals under way
+}
+
+// holding is guarded by Holder.mu.
+type holding struct {
+	lease Lease
+	dirty bool // to be renewed now rather than in time
+}
+
+type holderMetrics struct {
+	provisional, lost *metrics.Counter
+}
+
+// ClaimOptions are the choices of a claim.
+type ClaimOptions struct {
+	Replace bool // take the stream from a live owner
+}
+
+// NewInstance returns a random name for one run of a node.
+func NewInstance() string { return rand.Text()[:16] }
+
+// NewHolder returns a holder of leases of dir. Run must run for the leases to
+// last longer than their TTL. An empty Self.Instance is filled in.
+func NewHolder(dir Directory, cfg HolderConfig) *Holder {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Metrics == nil {
+		cfg.Metrics = metrics.NewSet()
+	}
+	if cfg.Self.Instance == "" {
+		cfg.Self.Instance = NewInstance()
+	}
+	h := &Holder{
+		cfg: cfg, dir: dir, resolver: NewResolver(dir, cfg.Config, cfg.Metrics), log: cfg.Logger,
+		met: holderMetrics{
+			provisional: cfg.Metrics.NewCounter(`weir_discovery_provisional_claims_total`),
+			lost:        cfg.Metrics.NewCounter(`weir_discovery_leases_lost_total`),
+		},
+		wake: make(chan struct{}, 1),
+		held: make(map[string]*holding),
+		busy: make(map[string]chan struct{}),
+	}
+	h.connected.Store(true)
+	cfg.Metrics.NewGauge(`weir_discovery_leases_held`, func() float64 {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return float64(len(h.held))
+	})
+	cfg.Metrics.NewGauge(`weir_discovery_connected`, func() float64 {
+		if h.Connected() {
+			return 1
+		}
+		return 0
+	})
+	return h
+}
+
+// Connected reports whether the directory answered the last claim or renewal. It
+// is for readiness and the console; nothing that runs depends on it.
+func (h *Holder) Connected() bool { return h.connected.Load() }
+
+// Claim takes the lease of a stream for this node, or confirms it and ends its
+// idle time. The error is a *ConflictError if another node holds it; then this
+// node does not, and if it did before, OnLost has been told. If the directory is
+// unavailable the lease is granted provisionally, unless this node has learned of
+// an owner whose lease has not run out yet. Other errors are refusals (ErrFull,
+// ErrInvalid, a wrong token) and the end of ctx.
+func (h *Holder) Claim(ctx context.Context, stream string, opts ClaimOptions) (Lease, error) {
+	done, err := h.begin(ctx, stream)
+	if err != nil {
+		return Lease{}, fmt.Errorf("claim stream %s: %w", stream, err)
+	}
+	lease, lost, err := h.claim(ctx, stream, opts)
+	done()
+	if lost != nil { // after done: OnLost may release the stream
+		h.tellLost(stream, *lost)
+	}
+	return lease, err
+}
+
+// claim expects the stream to be busy for this call. lost is the owner to whom a
+// held lease was lost, of which the caller must tell.
+func (h *Holder) claim(ctx context.Context, stream string, opts ClaimOptions) (l Lease, lost *Lease, err error) {
+	c := Claim{
+		Stream: stream, Node: h.cfg.Self.Node, Instance: h.cfg.Self.Instance, Addr: h.cfg.Self.Addr,
+		TTL: h.cfg.Config.LeaseTTL, Replace: opts.Replace,
+	}
+	if err := c.check(); err != nil { // before it could be granted provisionally
+		return Lease{}, nil, fmt.Errorf("claim stream: %w", err)
+	}
+	h.mu.Lock()
+	if old := h.held[stream]; old != nil {
+		c.Held = old.lease.Epoch
+	}
+	h.mu.Unlock()
+	asked := time.Now()
+	lease, err := h.dir.Claim(ctx, c)
+	var conflict *ConflictError
+	switch {
+	case ctx.Err() != nil && err != nil:
+		return Lease{}, nil, fmt.Errorf("claim stream %s: %w", stream, context.Cause(ctx))
+	case err == nil:
+		h.reached(nil)
+		lease.Expires = asked.Add(c.TTL)
+		h.hold(lease)
+		return lease, nil, nil
+	case errors.As(err, &conflict):
+		h.reached(nil)
+		if h.drop(stream, conflict.Lease) {
+			lost = &conflict.Lease
+		}
+		return Lease{}, lost, conflict
+	case !errors.Is(err, ErrUnavailable):
+		return Lease{}, nil, err
+	}
+	h.reached(err)
+	lease = Lease{
+		Stream: stream, Node: c.Node, Instance: c.Instance, Epoch: c.Held, Addr: c.Addr, Expires: asked.Add(c.TTL),
+	}
+	if lease.Epoch == 0 {
+		if owner, ok := h.resolver.known(stream); ok && !opts.Replace && !owner.Idle && time.Now().Before(owner.Expires) {
+			return Lease{}, nil, &ConflictError{Lease: owner}
+		}
+		h.mu.Lock()
+		lease.Epoch = h.epochs.next(asked)
+		h.mu.Unlock()
+		h.met.provisional.Inc()
+		h.log.Warn("stream taken without the directory", "stream", stream, "epoch", lease.Epoch, "err", err)
+	}
+	h.hold(lease)
+	return lease, nil, nil
+}
+
+// hold records a lease that this node has.
+func (h *Holder) hold(l Lease) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.epochs.see(l.Epoch, time.Now())
+	e := h.held[l.Stream]
+	if e == nil {
+		e = &holding{}
+		h.held[l.Stream] = e
+	}
+	wasIdle := e.lease.Idle
+	e.lease = l
+	// A renewal under way may carry the idle mark of before and arrive after
+	// this claim: send another behind it.
+	if h.renewing > 0 || wasIdle != l.Idle {
+		h.markDirty(e)
+	}
+}
+
+// drop learns that another owner has the stream now, and reports whether this
+// node held it before.
+func (h *Holder) drop(stream string, now Lease) bool {
+	h.mu.Lock()
+	h.epochs.see(now.Epoch, time.Now())
+	e := h.held[stream]
+	delete(h.held, stream)
+	h.mu.Unlock()
+	h.resolver.Learn(now)
+	return e != nil
+}
+
+func (h *Holder) tellLost(stream string, now Lease) {
+	h.met.lost.Inc()
+	h.log.Warn("stream lost to another owner", "stream", stream, "owner", now.Node, "epoch", now.Epoch)
+	if h.cfg.OnLost != nil {
+		h.cfg.OnLost(stream, now)
+	}
+}
+
+// SetIdle marks a held stream as one whose publisher is gone (another node may
+// then claim it), or as live again. It returns at once; the directory is told by
+// Run. To make sure that the stream is still held, end the idle time by Claim
+// instead. Streams that are not held are ignored.
+func (h *Holder) SetIdle(stream string, idle bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if e := h.held[stream]; e != nil && e.lease.Idle != idle {
+		e.lease.Idle = idle
+		h.markDirty(e)
+	}
+}
+
+// markDirty expects mu to be held.
+func (h *Holder) markDirty(e *holding) {
+	e.dirty = true
+	select {
+	case h.wake <- struct{}{}:
+	default: // Run has been told already
+	}
+}
+
+// Release gives a held stream up. It is no longer held when Release returns, also
+// with an error; if the directory could not be told, the lease ends with its TTL.
+// Streams that are not held are ignored.
+func (h *Holder) Release(ctx context.Context, stream string) error {
+	done, err := h.begin(ctx, stream)
+	if err != nil {
+		// Somebody else is at it; at least do not renew it.
+		h.mu.Lock()
+		delete(h.held, stream)
+		h.mu.Unlock()
+		return fmt.Errorf("release stream %s: %w", stream, err)
+	}
+	defer done()
+	h.mu.Lock()
+	e := h.held[stream]
+	delete(h.held, stream)
+	h.mu.Unlock()
+	if e == nil {
+		return nil
+	}
+	err = h.dir.Release(ctx, e.lease)
+	var conflict *ConflictError
+	if errors.As(err, &conflict) {
+		return nil // another owner came first: nothing is left to release
+	}
+	return err
+}
+
+// Lookup implements Finder: streams of this node are answered at once, others
+// from the cache or the directory (see Resolver).
+func (h *Holder) Lookup(ctx context.Context, stream string) (Lease, error) {
+	if l, err := h.Own(ctx, stream); err == nil {
+		return l, nil
+	}
+	return h.resolver.Lookup(ctx, stream)
+}
+
+// Own is a LookupFunc that knows only the streams of this node. It is what an
+// origin answers SRS's clusters question with.
+func (h *Holder) Own(_ context.Context, stream string) (Lease, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if e := h.held[stream]; e != nil {
+		return e.lease, nil
+	}
+	return Lease{}, ErrNotFound
+}
+
+// Doubt makes the next Lookup of a stream of another node ask the directory (see
+// Resolver.Doubt).
+func (h *Holder) Doubt(stream string) { h.resolver.Doubt(stream) }
+
+// begin waits until no call for the stream is under way and starts one. The
+// caller must call done at its end.
+func (h *Holder) begin(ctx context.Context, stream string) (done func(), err error) {
+	for {
+		h.mu.Lock()
+		other, busy := h.busy[stream]
+		if !busy {
+			done = h.start(stream)
+			h.mu.Unlock()
+			return done, nil
+		}
+		h.mu.Unlock()
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// tryBegin is begin for callers that can come back later; done is nil if a call
+// is under way.
+func (h *Holder) tryBegin(stream string) (done func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, busy := h.busy[stream]; busy {
+		return nil
+	}
+	return h.start(stream)
+}
+
+// start expects mu to be held.
+func (h *Holder) start(stream string) (done func()) {
+	c := make(chan struct{})
+	h.busy[stream] = c
+	return func() {
+		h.mu.Lock()
+		delete(h.busy, stream)
+		h.mu.Unlock()
+		close(c)
+	}
+}
+
+// Run renews the leases and sends heartbeats until ctx ends. Then it gives all
+// leases back and says goodbye, which takes at most the timeout of a call, and
+// returns nil. Call it once.
+func (h *Holder) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	wg.Go(func() { heartbeats(ctx, h.dir, h.cfg.Config.Heartbeat, h.node, h.log) })
+	h.renewals(ctx)
+	wg.Wait()
+
+	h.mu.Lock()
+	clear(h.held)
+	h.mu.Unlock()
+	bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.cfg.Config.Timeout)
+	defer cancel()
+	if err := h.dir.Goodbye(bye, h.cfg.Self.Node, h.cfg.Self.Instance); err != nil {
+		h.log.Warn("goodbye to the directory failed", "err", err)
+	}
+	return nil
+}
+
+func (h *Holder) node() Node {
+	n := Node{Role: RoleOrigin, State: StateUp}
+	if h.cfg.Node != nil {
+		n = h.cfg.Node()
+	}
+	n.ID, n.Instance, n.Addr = h.cfg.Self.Node, h.cfg.Self.Instance, h.cfg.Self.Addr
+	return n
+}
+
+func (h *Holder) renewals(ctx context.Context) {
+	every := h.cfg.Config.LeaseTTL / 3
+	timer := time.NewTimer(jittered(every))
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-h.wake:
+			// A directory that is away is not asked more often because of it:
+			// the renewal in time carries the mark.
+			if h.Connected() {
+				h.renew(ctx, true)
+			}
+		case <-timer.C:
+			h.renew(ctx, false)
+			timer.Reset(jittered(every))
+		}
+	}
+}
+
+// renew prolongs all leases, or the dirty ones only, and settles those lost.
+func (h *Holder) renew(ctx context.Context, dirtyOnly bool) {
+	r := Renewal{
+		Node: h.cfg.Self.Node, Instance: h.cfg.Self.Instance, Addr: h.cfg.Self.Addr, TTL: h.cfg.Config.LeaseTTL,
+	}
+	h.mu.Lock()
+	for stream, e := range h.held {
+		if dirtyOnly && !e.dirty {
+			continue
+		}
+		e.dirty = false
+		r.Leases = append(r.Leases, Held{Stream: stream, Epoch: e.lease.Epoch, Idle: e.lease.Idle})
+	}
+	if len(r.Leases) == 0 {
+		h.mu.Unlock()
+		return
+	}
+	h.renewing++
+	h.mu.Unlock()
+
+	// The directory bounds each of its calls; this bounds them all.
+	bounded, cancel := context.WithTimeoutCause(ctx, h.cfg.Config.LeaseTTL, ErrUnavailable)
+	asked := time.Now()
+	lost, err := h.dir.Renew(bounded, r)
+	cancel()
+
+	h.mu.Lock()
+	h.renewing--
+	if err == nil {
+		for _, l := range r.Leases {
+			if e := h.held[l.Stream]; e != nil && e.lease.Epoch == l.Epoch {
+				e.lease.Expires = asked.Add(r.TTL)
+			}
+		}
+	}
+	h.mu.Unlock()
+	if ctx.Err() != nil {
+		return
+	}
+	h.reached(err)
+	for _, l := range lost {
+		h.settle(ctx, l)
+	}
+}
+
+// settle handles one lease that was not renewed.
+func (h *Holder) settle(ctx context.Context, l Lost) {
+	done := h.tryBegin(l.Stream)
+	if done == nil {
+		return // a claim or release is under way and decides; else the next renewal says so again
+	}
+	now := h.resettle(ctx, l)
+	done()
+	if now != nil { // after done: OnLost may release the stream
+		h.tellLost(l.Stream, *now)
+	}
+}
+
+// resettle is settle with the stream busy. It returns the owner if it was lost.
+func (h *Holder) resettle(ctx context.Context, l Lost) (now *Lease) {
+	h.mu.Lock()
+	e := h.held[l.Stream]
+	if e == nil || e.lease.Epoch != l.Epoch {
+		h.mu.Unlock()
+		return nil // released or claimed anew while the renewal was under way
+	}
+	if l.Now != nil && l.Now.Node == h.cfg.Self.Node && l.Now.Instance == h.cfg.Self.Instance {
+		// A claim of ours was granted, but its answer was lost: the epoch in
+		// force is the one that everybody else sees.
+		e.lease.Epoch = l.Now.Epoch
+		h.epochs.see(l.Now.Epoch, time.Now())
+		h.markDirty(e)
+		h.mu.Unlock()
+		return nil
+	}
+	idle := e.lease.Idle
+	h.mu.Unlock()
+	if l.Now != nil {
+		if h.drop(l.Stream, *l.Now) {
+			return l.Now
+		}
+		return nil
+	}
+	// Nobody has it, but others may have seen a later epoch: ask for a new one.
+	lease, now, err := h.claim(ctx, l.Stream, ClaimOptions{})
+	switch {
+	case err == nil:
+		h.log.Info("stream claimed again", "stream", l.Stream, "epoch", lease.Epoch, "old_epoch", l.Epoch)
+		if idle {
+			h.SetIdle(l.Stream, true)
+		}
+	case now == nil && ctx.Err() == nil:
+		h.log.Warn("stream could not be claimed again", "stream", l.Stream, "err", err)
+	}
+	return now
+}
+
+// reached notes whether the directory could be asked, and logs when that changes.
+func (h *Holder) reached(err error) {
+	ok := err == nil
+	if h.connected.Swap(ok) == ok {
+		return
+	}
+	if !ok {
+		h.log.Warn("directory lost: leases cannot be renewed", "err", err)
+		return
+	}
+	h.log.Info("directory is back")
+}

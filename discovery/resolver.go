@@ -1,0 +1,188 @@
+package discovery
+
+import (
+	"context"
+	"errors"
+	"math"
+	"sync"
+	"time"
+	"unsafe"
+
+	"github.com/VictoriaMetrics/metrics"
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+)
+
+// Resolver finds owners through a cache. An owner that was found is used for
+// CacheTTL without asking; then it is asked for again, by one caller for all who
+// want it. While the directory is unavailable, what was found in the last
+// StaleFor is still used. That nobody owns a stream is never kept. Safe for
+// concurrent use.
+type Resolver struct {
+	// Static.
+	finder   Finder
+	ttl      time.Duration
+	staleFor time.Duration
+	maxBytes int64
+	met      resolverMetrics
+
+	mu      sync.Mutex // guards all below
+	entries *simplelru.LRU[string, resolved]
+	bytes   int64 // of entries
+	asking  map[string]*question
+}
+
+type resolved struct {
+	lease Lease
+	at    time.Time // when it was found
+	fresh bool      // false: ask before the next use
+}
+
+// question is a lookup under way. The fields beside done may be read once done
+// is closed.
+type question struct {
+	done  chan struct{}
+	lease Lease
+	err   error
+	// abandoned: the asker gave up, so the answer says nothing.
+	abandoned bool
+}
+
+type resolverMetrics struct{ fresh, asked, stale *metrics.Counter }
+
+// NewResolver returns an empty cache in front of finder with cache_ttl,
+// stale_for and cache_size of cfg. set may be nil.
+func NewResolver(finder Finder, cfg Config, set *metrics.Set) *Resolver {
+	if set == nil {
+		set = metrics.NewSet()
+	}
+	r := &Resolver{
+		finder: finder, ttl: cfg.CacheTTL, staleFor: cfg.StaleFor, maxBytes: int64(cfg.CacheSize),
+		met: resolverMetrics{
+			fresh: set.GetOrCreateCounter(`weir_discovery_resolved_total{from="cache"}`),
+			asked: set.GetOrCreateCounter(`weir_discovery_resolved_total{from="directory"}`),
+			stale: set.GetOrCreateCounter(`weir_discovery_resolved_total{from="stale_cache"}`),
+		},
+		asking: make(map[string]*question),
+	}
+	// The bound is ours, in bytes. NewLRU fails only for a size below one.
+	r.entries, _ = simplelru.NewLRU(math.MaxInt, func(_ string, e resolved) { r.bytes -= e.size() })
+	return r
+}
+
+// size is the memory of an entry in bytes: the strings, the entry itself, and
+// about twice that again for the list element and the map slot.
+func (e resolved) size() int64 {
+	l := &e.lease
+	return int64(len(l.Stream)+len(l.Node)+len(l.Instance)+len(l.Addr.RTMP)+len(l.Addr.HTTP)+len(l.Addr.API)) +
+		3*int64(unsafe.Sizeof(e))
+}
+
+// Lookup implements Finder. A lease out of the cache may have expired meanwhile.
+func (r *Resolver) Lookup(ctx context.Context, stream string) (Lease, error) {
+	for {
+		r.mu.Lock()
+		if e, ok := r.entries.Get(stream); ok && e.fresh && time.Since(e.at) < r.ttl {
+			r.mu.Unlock()
+			r.met.fresh.Inc()
+			return e.lease, nil
+		}
+		if q := r.asking[stream]; q != nil {
+			r.mu.Unlock()
+			select {
+			case <-q.done:
+			case <-ctx.Done():
+				return Lease{}, context.Cause(ctx)
+			}
+			if q.abandoned {
+				continue // somebody else must ask, perhaps this caller
+			}
+			return q.lease, q.err
+		}
+		q := &question{done: make(chan struct{})}
+		r.asking[stream] = q
+		r.mu.Unlock()
+		r.ask(ctx, stream, q)
+		return q.lease, q.err
+	}
+}
+
+// ask answers q for all who wait for it.
+func (r *Resolver) ask(ctx context.Context, stream string, q *question) {
+	answered := false
+	defer func() {
+		r.mu.Lock()
+		// Also when the finder panicked: nobody may wait for ever.
+		q.abandoned = !answered || q.err != nil && ctx.Err() != nil
+		delete(r.asking, stream)
+		r.mu.Unlock()
+		close(q.done)
+	}()
+	lease, err := r.finder.Lookup(ctx, stream)
+	answered = true
+	r.met.asked.Inc()
+
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	old, known := r.entries.Peek(stream)
+	known = known && time.Since(old.at) < r.staleFor
+	switch {
+	case err == nil && known && old.fresh && lease.Epoch != 0 && lease.Epoch < old.lease.Epoch:
+		// The directory is behind what is known here: do not go back to an
+		// earlier owner, unless the later one has failed.
+		r.met.stale.Inc()
+		q.lease = old.lease
+	case err == nil:
+		r.put(lease)
+		q.lease = lease
+	case errors.Is(err, ErrUnavailable) && known:
+		r.met.stale.Inc()
+		q.lease = old.lease
+	default:
+		if errors.Is(err, ErrNotFound) {
+			r.entries.Remove(stream)
+		}
+		q.err = err
+	}
+}
+
+// known returns what is in the cache, however old.
+func (r *Resolver) known(stream string) (Lease, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	e, ok := r.entries.Peek(stream)
+	return e.lease, ok
+}
+
+// Learn puts an owner into the cache that was learned elsewhere, unless a later
+// one is known.
+func (r *Resolver) Learn(l Lease) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if old, ok := r.entries.Peek(l.Stream); ok && l.Epoch < old.lease.Epoch {
+		return
+	}
+	r.put(l)
+}
+
+// Doubt makes the next Lookup of the stream ask the directory: the owner did not
+// answer, or has not got the stream. What is known stays for the case that the
+// directory is unavailable, but no longer counts against an earlier epoch.
+func (r *Resolver) Doubt(stream string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if e, ok := r.entries.Peek(stream); ok {
+		e.fresh = false
+		r.entries.Add(stream, e) // replaces the value; the size stays
+	}
+}
+
+// put expects mu to be held.
+func (r *Resolver) put(l Lease) {
+	e := resolved{lease: l, at: time.Now(), fresh: true}
+	r.entries.Remove(l.Stream)
+	r.entries.Add(l.Stream, e)
+	r.bytes += e.size()
+	for r.bytes > r.maxBytes {
+		r.entries.RemoveOldest()
+	}
+}
