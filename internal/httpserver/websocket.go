@@ -37,24 +37,23 @@ func IsWebSocket(ctx *fasthttp.RequestCtx) bool {
 func (s *Server) TakeoverWebSocket(ctx *fasthttp.RequestCtx, f func(conn net.Conn)) bool {
 	key := ctx.Request.Header.Peek("Sec-WebSocket-Key")
 	nonce, err := base64.StdEncoding.DecodeString(string(key))
+	refuse := func(reason string, status int, message string) bool {
+		s.refusedBy[reason].Inc()
+		Error(ctx, status, message)
+		ctx.SetConnectionClose() // what follows may be frames
+		return false
+	}
 	switch {
 	case !ctx.IsGet() || !ctx.Request.Header.IsHTTP11() || !IsWebSocket(ctx):
-		s.refusedBy[refusedMalformed].Inc()
-		Error(ctx, fasthttp.StatusBadRequest, "not a WebSocket handshake")
-		return false
+		return refuse(refusedMalformed, fasthttp.StatusBadRequest, "not a WebSocket handshake")
 	case strings.TrimSpace(string(ctx.Request.Header.Peek("Sec-WebSocket-Version"))) != "13":
-		s.refusedBy[refusedMalformed].Inc()
-		Error(ctx, fasthttp.StatusUpgradeRequired, "only version 13 of WebSocket is spoken here")
-		ctx.Response.Header.Set("Sec-WebSocket-Version", "13")
+		refuse(refusedMalformed, fasthttp.StatusUpgradeRequired, "only version 13 of WebSocket is spoken here")
+		ctx.Response.Header.SetCanonical([]byte("Sec-WebSocket-Version"), []byte("13"))
 		return false
 	case err != nil || len(nonce) != 16:
-		s.refusedBy[refusedMalformed].Inc()
-		Error(ctx, fasthttp.StatusBadRequest, "the Sec-WebSocket-Key is not 16 bytes in base64")
-		return false
+		return refuse(refusedMalformed, fasthttp.StatusBadRequest, "the Sec-WebSocket-Key is not 16 bytes in base64")
 	case !s.allowsWebSocket(ctx):
-		s.refusedBy[refusedOrigin].Inc()
-		Error(ctx, fasthttp.StatusForbidden, "pages of this origin may not play from here")
-		return false
+		return refuse(refusedOrigin, fasthttp.StatusForbidden, "pages of this origin may not play from here")
 	}
 	sum := sha1.Sum(append([]byte(strings.TrimSpace(string(key))), acceptGUID...))
 	ctx.ResetBody()
@@ -63,7 +62,7 @@ func (s *Server) TakeoverWebSocket(ctx *fasthttp.RequestCtx, f func(conn net.Con
 	h.SetContentType("")
 	h.Set("Upgrade", "websocket")
 	h.Set("Connection", "Upgrade")
-	h.Set("Sec-WebSocket-Accept", base64.StdEncoding.EncodeToString(sum[:]))
+	h.SetCanonical([]byte("Sec-WebSocket-Accept"), []byte(base64.StdEncoding.EncodeToString(sum[:])))
 	return s.takeover(ctx, f, true)
 }
 
