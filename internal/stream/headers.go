@@ -2,6 +2,7 @@ package stream
 
 import (
 	"bytes"
+	"slices"
 	"unsafe"
 
 	"weir/internal/media"
@@ -115,4 +116,19 @@ func (h *Headers) At(ms uint32) []media.Tag {
 		tags[i] = o.tag.At(ms)
 	}
 	return tags
+}
+
+// Codecs returns the names of the codecs that the sequence headers are of, video
+// first, each once.
+func (h *Headers) Codecs() []string {
+	names := []string{}
+	for _, o := range h.list {
+		if o.kind == media.Data {
+			continue
+		}
+		if name := media.Sniff(o.kind, o.tag.Body()).Codec.String(); !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
 }

@@ -340,6 +340,7 @@ type Stats struct {
 	KeyFrames  uint64        // of them video key frames
 	LogBytes   int64         // memory held by the log now
 	LogTime    time.Duration // media time that the log covers
+	Bitrate    uint64        // bits per second of the tags in the log; 0 while it is shorter than a second
 	Publishing bool          // a publisher is there
 	LastTime   uint32        // largest time of a frame in ms; 0 while the log is empty
 }

@@ -1,0 +1,238 @@
+// Package edge is the edge role: it serves players, pulls each stream once per
+// node from upstream, forwards publishers upstream, and caches HLS.
+//
+// A node is a supervisor (Node) with one worker process per core (Worker). Inside
+// a worker an Edge relays streams; the workers of a node agree on which of them
+// pulls a stream, and the others attach to that one.
+package edge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/VictoriaMetrics/metrics"
+
+	"weir/discovery"
+	"weir/hls"
+	"weir/internal/admin"
+	"weir/internal/session"
+	"weir/internal/vhost"
+)
+
+// Edge is one worker's role. It implements session.Role.
+type Edge struct {
+	// Static after New.
+	cfg      Config
+	node     string
+	table    *vhost.Table
+	log      *slog.Logger
+	metrics  edgeMetrics
+	owners   *discovery.Resolver // nil without discovery
+	origins  func(ctx context.Context) ([]discovery.Node, error)
+	pulls    map[string]*upstreams // by vhost: for pulls and publishers
+	https    map[string]*upstreams // by vhost: for HLS
+	health   *health
+	siblings *siblings
+	cache    *hls.Cache
+	fetcher  *fetcher
+	ctx      context.Context
+	cancel   context.CancelFunc
+	running  sync.WaitGroup // relays
+
+	mu      sync.Mutex
+	relays  map[string]*relay // guarded by mu; by stream key
+	stopped bool              // guarded by mu
+}
+
+type edgeMetrics struct {
+	set         *metrics.Set
+	pulls       *metrics.Counter // under way; goes down as well
+	redirects   *metrics.Counter
+	forwards    *metrics.Counter // under way; goes down as well
+	forwardLost *metrics.Counter
+	loops       *metrics.Counter
+}
+
+func newMetrics(set *metrics.Set) edgeMetrics {
+	return edgeMetrics{
+		set:         set,
+		pulls:       set.NewCounter("weir_pulls"),
+		redirects:   set.NewCounter("weir_pull_redirects_total"),
+		forwards:    set.NewCounter("weir_forwards"),
+		forwardLost: set.NewCounter("weir_forward_upstream_lost_total"),
+		loops:       set.NewCounter("weir_pull_loops_total"),
+	}
+}
+
+// pullEnded counts why a pull that had begun ended.
+func (m *edgeMetrics) pullEnded(err error) {
+	reason := "lost"
+	if errors.Is(err, io.EOF) {
+		reason = "stream_ended"
+	}
+	m.set.GetOrCreateCounter(fmt.Sprintf("weir_pulls_ended_total{reason=%q}", reason)).Inc()
+}
+
+// Options are what an Edge needs beyond its configuration.
+type Options struct {
+	// Directory is the discovery that the node asks; nil without.
+	Directory discovery.Remote
+	// Index and Count number the worker among those of the node; DialSibling
+	// connects to another one. A Count of 1 needs no DialSibling.
+	Index, Count int
+	DialSibling  func(ctx context.Context, index int) (net.Conn, error)
+	Log          *slog.Logger
+	Set          *metrics.Set
+}
+
+// New returns the role of one worker. Close ends it.
+func New(cfg Config, o Options) *Edge {
+	e := &Edge{
+		cfg:     cfg,
+		node:    cfg.Node.Name("edge"),
+		table:   vhost.NewTable(cfg.Vhosts),
+		log:     o.Log,
+		metrics: newMetrics(o.Set),
+		pulls:   map[string]*upstreams{},
+		https:   map[string]*upstreams{},
+		health:  newHealth(cfg.Pull.Eject),
+		relays:  map[string]*relay{},
+	}
+	e.ctx, e.cancel = context.WithCancel(context.Background())
+	if o.Directory != nil {
+		e.owners = discovery.NewResolver(o.Directory, cfg.Discovery, o.Set)
+		if d, ok := o.Directory.(nodeLister); ok {
+			e.origins = liveOrigins(d)
+		}
+	}
+	names := newResolver(cfg.Pull.ResolveTTL)
+	for _, v := range e.table.All() {
+		e.pulls[v.Name] = e.group(v, preferred(v.Config.Upstreams, cfg.Pull.Protocol), names)
+		e.https[v.Name] = e.group(v, withScheme(v.Config.Upstreams, "http"), names)
+	}
+	e.siblings = newSiblings(e, o)
+	e.fetcher = newFetcher(e)
+	e.cache = hls.NewCache(cfg.HLSCache, e.fetcher.fetch, o.Set)
+	return e
+}
+
+// Vhosts returns the table of the edge's tenants.
+func (e *Edge) Vhosts() *vhost.Table { return e.table }
+
+// Close ends all pulls and waits for them.
+func (e *Edge) Close() {
+	e.mu.Lock()
+	e.stopped = true
+	e.mu.Unlock()
+	e.cancel()
+	e.running.Wait()
+	e.siblings.close()
+	e.cache.Close()
+	e.fetcher.close()
+}
+
+func (e *Edge) group(v *vhost.Vhost, list []vhost.Upstream, names *resolver) *upstreams {
+	return &upstreams{list: list, policy: v.Config.Policy, resolver: names, health: e.health}
+}
+
+// preferred returns the upstreams that speak the protocol of pulls or, if none
+// does, all.
+func preferred(all []string, p Protocol) []vhost.Upstream {
+	scheme := "rtmp"
+	if p == PullFLV {
+		scheme = "http"
+	}
+	if list := withScheme(all, scheme); len(list) > 0 {
+		return list
+	}
+	return withScheme(all, "")
+}
+
+// withScheme parses upstreams, which the configuration has checked, and returns
+// those of a scheme, or all if it is empty.
+func withScheme(all []string, scheme string) []vhost.Upstream {
+	var list []vhost.Upstream
+	for _, s := range all {
+		if u, err := vhost.ParseUpstream(s); err == nil && (scheme == "" || u.Scheme == scheme) {
+			list = append(list, u)
+		}
+	}
+	return list
+}
+
+// chain returns the nodes that a request came through and this one, or an error
+// if it has been here before.
+func (e *Edge) chain(p session.Peer) (string, error) {
+	if p.Node == "" && p.Via == "" {
+		return "", nil
+	}
+	via := p.Via
+	if p.Node != "" && p.Node != e.node { // another worker of this node is no hop
+		via = strings.TrimPrefix(via+","+p.Node, ",")
+	}
+	hops := strings.Split(via, ",")
+	if slices.Contains(hops, e.node) || len(hops) > maxTiers {
+		e.metrics.loops.Inc()
+		return "", &session.Refusal{
+			Code: session.Unavailable, Text: "The request goes in a circle.",
+			Err: fmt.Errorf("the request came through %s and %s pulls again", via, e.node),
+		}
+	}
+	return via, nil
+}
+
+// maxTiers is how many nodes a request may have come through.
+const maxTiers = 8
+
+// Play implements session.Role: it attaches the player to the stream's relay.
+func (e *Edge) Play(ctx context.Context, req session.PlayRequest) (session.Feed, error) {
+	via, err := e.chain(req.Peer)
+	if err != nil {
+		return session.Feed{}, err
+	}
+	r, err := e.attach(req.Target, via)
+	if err != nil {
+		return session.Feed{}, err
+	}
+	if err := r.wait(ctx, e.cfg.Play.WaitPublisher); err != nil {
+		r.detach()
+		return session.Feed{}, err
+	}
+	_, epoch, _ := r.state()
+	var once sync.Once
+	return session.Feed{Stream: r.stream, Epoch: epoch, Release: func() { once.Do(r.detach) }}, nil
+}
+
+// Streams lists the relays for the admin API. players counts those of a key.
+func (e *Edge) Streams(players func(vhost.Key) int) []admin.StreamInfo {
+	e.mu.Lock()
+	all := make([]*relay, 0, len(e.relays))
+	for _, r := range e.relays {
+		all = append(all, r)
+	}
+	e.mu.Unlock()
+	infos := make([]admin.StreamInfo, 0, len(all))
+	for _, r := range all {
+		flowing, epoch, from := r.state()
+		state := "live"
+		switch {
+		case !flowing:
+			state = "waiting"
+		case from == "":
+			state = "resuming"
+		}
+		st := r.stream.Stats()
+		infos = append(infos, admin.StreamInfo{
+			Key: r.key, State: state, Players: players(r.target.Key), BytesIn: st.BytesIn,
+			Bitrate: st.Bitrate, Codecs: r.stream.Headers().Codecs(), Epoch: epoch, Source: from,
+		})
+	}
+	return infos
+}

@@ -1,0 +1,278 @@
+package edge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"weir/internal/media"
+	"weir/internal/rtmp"
+	"weir/internal/session"
+	"weir/internal/stream"
+	"weir/internal/vhost"
+)
+
+// forward carries one publisher of this edge upstream. The publisher appends to
+// a log of the forward's own; a cursor of it writes to the upstream, and to the
+// next one when that is lost.
+type forward struct {
+	edge *Edge
+	p    *session.Publisher
+	log  *slog.Logger
+	ring *stream.Stream
+}
+
+// Publish implements session.Role.
+func (e *Edge) Publish(ctx context.Context, p *session.Publisher) session.PublishEnd {
+	f := &forward{
+		edge: e, p: p, log: e.log.With("stream", p.Target.Key.String(), "session", p.ID()),
+		ring: stream.New(e.cfg.Play.LogLimits()),
+	}
+	via, err := e.chain(p.Peer)
+	if err != nil {
+		return session.PublishEnd{Err: err}
+	}
+	up, err := f.connect(ctx, via)
+	if err != nil {
+		return session.PublishEnd{Err: refusalOf(err)}
+	}
+	pub, err := f.ring.Publish()
+	if err != nil {
+		up.Close()
+		return session.PublishEnd{Err: err}
+	}
+	cursor := f.ring.Join() // before the first tag: it gets them all
+	if err := p.Accept(); err != nil {
+		up.Close()
+		return session.ReadEnd(err)
+	}
+	e.metrics.forwards.Inc()
+	defer e.metrics.forwards.Dec()
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	sent := make(chan error, 1)
+	go func() {
+		err := f.send(ctx, up, cursor, via)
+		if err != nil {
+			p.End("upstream_lost")
+		}
+		sent <- err
+	}()
+	var rerr error
+	for {
+		var t media.Tag
+		if t, rerr = p.ReadTag(); rerr != nil {
+			break
+		}
+		if rerr = pub.Append(t); rerr != nil {
+			break
+		}
+	}
+	end := session.ReadEnd(rerr)
+	pub.Close()
+	f.ring.Close(errPublisherLeft)
+	if end.Reason != session.Unpublished {
+		cancel() // the upstream's own resume window begins at once
+	}
+	if err := <-sent; err != nil {
+		end.Err = err
+	}
+	return end
+}
+
+// errPublisherLeft closes the log of a forward.
+var errPublisherLeft = errors.New("the publisher has left")
+
+// refusalOf tells a publisher what its upstream said.
+func refusalOf(err error) error {
+	var s *rtmp.StatusError
+	if !errors.As(err, &s) {
+		return &session.Refusal{Code: session.Unavailable, Text: "No upstream can take the stream now.", Err: err}
+	}
+	code := session.Unavailable
+	switch s.Code {
+	case rtmp.CodePublishBadName:
+		code = session.Conflict
+	case rtmp.CodePublishDenied:
+		code = session.Denied
+	case rtmp.CodeConnectInvalid:
+		code = session.BadRequest
+	}
+	text := s.Description
+	if text == "" {
+		text = "The upstream refused the stream."
+	}
+	return &session.Refusal{Code: code, Text: text, Err: err}
+}
+
+// upstreamConn is a publish at an upstream.
+type upstreamConn struct {
+	*rtmp.Client
+	addr string
+}
+
+// connect finds an upstream that takes the publisher. What an upstream refuses
+// with a status is final for it: another one would only refuse it later.
+func (f *forward) connect(ctx context.Context, via string) (*upstreamConn, error) {
+	e := f.edge
+	candidates, err := e.publishCandidates(ctx, f.p.Target)
+	if err != nil {
+		return nil, err
+	}
+	trail := newTrail(e.cfg.Pull.MaxRedirects)
+	var failed error
+	for _, up := range candidates {
+		if !trail.visit(up.Addr) {
+			continue
+		}
+		c, err := f.publish(ctx, up, via, trail)
+		if err == nil {
+			return c, nil
+		}
+		failed = err
+		var s *rtmp.StatusError
+		if errors.As(err, &s) && s.Code != rtmp.CodeConnectShutdown || ctx.Err() != nil {
+			return nil, err
+		}
+	}
+	return nil, failed
+}
+
+// publish asks one upstream and follows its redirects.
+func (f *forward) publish(ctx context.Context, up vhost.Upstream, via string, trail *trail) (*upstreamConn, error) {
+	e := f.edge
+	for {
+		c, err := f.dial(ctx, up, via)
+		if err == nil {
+			f.log.Info("publisher forwarded", "to", up.String())
+			e.health.worked(up.Addr)
+			return &upstreamConn{Client: c, addr: up.Addr}, nil
+		}
+		var redirect *rtmp.RedirectError
+		var status *rtmp.StatusError
+		switch {
+		case errors.As(err, &redirect):
+			e.metrics.redirects.Inc()
+			if err := trail.follow(redirect.Addr); err != nil {
+				return nil, err
+			}
+			up = vhost.Upstream{Scheme: "rtmp", Addr: redirect.Addr}
+			trail.visit(up.Addr)
+			continue
+		case !errors.As(err, &status) && ctx.Err() == nil:
+			e.health.failed(up.Addr)
+		}
+		return nil, fmt.Errorf("publish at %s: %w", up, err)
+	}
+}
+
+func (f *forward) dial(ctx context.Context, up vhost.Upstream, via string) (*rtmp.Client, error) {
+	u := rtmpURL(up, f.p.Target)
+	cfg := rtmp.DefaultClientConfig()
+	cfg.ConnectTimeout = f.edge.cfg.Pull.ConnectTimeout
+	cfg.Node, cfg.Via = f.edge.node, via
+	c, err := rtmp.Dial(ctx, u, cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Publish(ctx, u.Name); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// send writes the log upstream until the publisher has left and all was sent,
+// or no upstream could be had for the resume window.
+func (f *forward) send(ctx context.Context, up *upstreamConn, cursor *stream.Cursor, via string) error {
+	for {
+		err := f.copy(ctx, up, cursor)
+		if err == nil || ctx.Err() != nil {
+			up.Close()
+			return nil
+		}
+		up.Close()
+		var redirect *rtmp.RedirectError
+		if !errors.As(err, &redirect) {
+			f.edge.health.failed(up.addr)
+		}
+		f.edge.metrics.forwardLost.Inc()
+		f.log.Warn("forwarding lost its upstream", "upstream", up.addr, "err", err)
+		if up, err = f.reconnect(ctx, via, err); err != nil {
+			return err
+		}
+		cursor = f.ring.Join() // the new upstream begins with a key frame
+	}
+}
+
+// reconnect tries for the resume window. A refusal is not final here: the name
+// is the lost upstream's until its lease has run out.
+func (f *forward) reconnect(ctx context.Context, via string, cause error) (*upstreamConn, error) {
+	cfg := f.edge.cfg
+	deadline := time.Now().Add(cfg.Forward.ResumeWindow)
+	pause := time.Duration(0)
+	for {
+		up, err := f.connect(ctx, via)
+		if err == nil {
+			return up, nil
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if time.Now().Add(pause).After(deadline) {
+			return nil, fmt.Errorf("no upstream for %v after %w: %w", cfg.Forward.ResumeWindow, cause, err)
+		}
+		if !rest(ctx, pause) {
+			return nil, ctx.Err()
+		}
+		pause = min(max(2*pause, cfg.Pull.RetryMin), cfg.Pull.RetryMax, time.Second)
+	}
+}
+
+// batchTags is how many tags are written upstream at a time.
+const batchTags = 64
+
+// copy writes the log to one upstream. It returns nil after the publisher's end.
+func (f *forward) copy(ctx context.Context, up *upstreamConn, cursor *stream.Cursor) error {
+	wake := make(chan struct{}, 1)
+	f.ring.Subscribe(wake)
+	defer f.ring.Unsubscribe(wake)
+	stop := context.AfterFunc(ctx, func() { up.Close() })
+	defer stop()
+	var batch [batchTags]stream.Entry
+	var tags []media.Tag
+	for {
+		if _, behind := cursor.Behind(); time.Duration(behind)*time.Millisecond > f.edge.cfg.Forward.MaxLag {
+			lost := cursor.Jump()
+			f.log.Warn("upstream is too slow: jumped to the newest key frame", "upstream", up.addr, "behind_ms", behind, "lost_frames", lost)
+		}
+		run, err := cursor.Next(batch[:])
+		if len(run.Entries) > 0 {
+			tags = tags[:0]
+			if run.Headers != nil {
+				tags = append(tags, run.Headers.At(run.Entries[0].Tag.Time())...)
+			}
+			for _, e := range run.Entries {
+				tags = append(tags, e.Tag)
+			}
+			if err := up.WriteTags(tags...); err != nil {
+				return err
+			}
+			continue
+		}
+		if err != nil {
+			_ = up.Unpublish() // it has all; what it says now changes nothing
+			return nil
+		}
+		select {
+		case <-wake:
+		case <-up.Done():
+			return up.Err()
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}

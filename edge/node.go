@@ -1,0 +1,130 @@
+package edge
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"runtime"
+	"time"
+
+	"github.com/VictoriaMetrics/metrics"
+	"golang.org/x/sync/errgroup"
+
+	"weir/discovery"
+	"weir/internal/admin"
+	"weir/internal/node"
+	"weir/internal/worker"
+)
+
+// spec is the name of the workers among the supervisor's processes.
+const spec = "edge"
+
+// NodeOptions are what a Node needs beyond its configuration.
+type NodeOptions struct {
+	// File is the configuration file as it was read: the workers parse it anew.
+	File []byte
+	// WorkerArgs are the arguments that make this binary a worker (RunWorker).
+	WorkerArgs []string
+	Version    string
+	Log        *slog.Logger
+	// Ready, if not nil, is called once all workers serve.
+	Ready func()
+}
+
+// Run runs an edge node: it supervises the workers, answers the admin interface
+// for all of them, and tells discovery that the node is there. It blocks until
+// ctx ends or the node cannot go on.
+func Run(ctx context.Context, cfg Config, o NodeOptions) error {
+	set := metrics.NewSet()
+	count := cfg.Workers
+	if count == 0 {
+		count = runtime.GOMAXPROCS(0)
+	}
+	s, err := worker.Open(ctx, worker.Options{
+		Config: cfg.Supervision, Log: o.Log, Metrics: set,
+		Specs: []worker.Spec{{
+			Name: spec, Count: count, Args: o.WorkerArgs, Config: o.File,
+			Listen: []worker.Address{
+				{Name: listenRTMP, Key: "rtmp.listen", Address: cfg.RTMP.Listen},
+				{Name: listenHTTP, Key: "http.listen", Address: cfg.HTTP.Listen},
+			},
+		}},
+	})
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	rtmp, http := s.Addr(spec, listenRTMP), s.Addr(spec, listenHTTP)
+	o.Log.Info("edge listens", "rtmp", rtmp.String(), "http", http.String(), "workers", count)
+
+	g, ctx := errgroup.WithContext(ctx)
+	var adminListener net.Listener
+	if cfg.Admin.Listen != "" {
+		if adminListener, err = node.Listen(ctx, "admin.listen", cfg.Admin.Listen); err != nil {
+			return err
+		}
+		server := admin.New(admin.Options{
+			Config: cfg.Admin,
+			Node: admin.NodeInfo{
+				ID: cfg.Node.Name("edge"), Role: "edge", Version: o.Version, Started: time.Now(),
+				Addresses: map[string]string{"rtmp": rtmp.String(), "http": http.String(), "admin": adminListener.Addr().String()},
+			},
+			Source: admin.Source{Metrics: []*metrics.Set{set}},
+			Checks: []admin.Check{{Name: "workers", Func: s.CheckReady}},
+			Workers: func() []admin.WorkerInfo {
+				return workerInfos(s.States())
+			},
+			DialWorker: func(ctx context.Context, i int) (net.Conn, error) { return s.DialWorker(ctx, spec, i) },
+			Log:        o.Log,
+		})
+		g.Go(func() error { return server.Serve(ctx, adminListener) })
+	}
+	directory, err := openDirectory(cfg, rtmp, http, o.Log, set)
+	if err != nil {
+		return err
+	}
+	if directory != nil {
+		defer directory.Close()
+		me := self(cfg, rtmp, http)
+		g.Go(func() error {
+			return discovery.Announce(ctx, directory, cfg.Discovery.Heartbeat, func() discovery.Node {
+				state := discovery.StateStarting
+				if s.CheckReady(ctx) == nil {
+					state = discovery.StateUp
+				}
+				return discovery.Node{
+					ID: me.Node, Instance: me.Instance, Role: discovery.RoleEdge, Addr: me.Addr,
+					State: state, Version: o.Version,
+				}
+			}, o.Log)
+		})
+	}
+	g.Go(func() error {
+		if err := s.Run(ctx); err != nil {
+			return fmt.Errorf("run workers: %w", err)
+		}
+		return nil
+	})
+	if o.Ready != nil {
+		g.Go(func() error {
+			select {
+			case <-s.Ready():
+				o.Ready()
+			case <-ctx.Done():
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+func workerInfos(states []worker.State) []admin.WorkerInfo {
+	infos := make([]admin.WorkerInfo, len(states))
+	for i, s := range states {
+		infos[i] = admin.WorkerInfo{
+			Index: s.Index, State: string(s.Phase), PID: s.PID, Restarts: s.Restarts, StartedAt: s.StartedAt, LastExit: s.LastExit,
+		}
+	}
+	return infos
+}

@@ -1,0 +1,315 @@
+package edge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"weir/internal/session"
+	"weir/internal/stream"
+	"weir/internal/vhost"
+)
+
+// relay pulls one stream while it has players, whatever happens to upstreams:
+// a cursor on somebody else's log that appends to its own.
+type relay struct {
+	// Static.
+	edge   *Edge
+	key    string
+	target vhost.Target // of the first player: its query goes upstream
+	via    string
+	stream *stream.Stream
+	stop   context.CancelFunc
+	done   chan struct{} // closed when nothing of the relay is left
+
+	// Guarded by edge.mu.
+	players int
+	linger  *time.Timer // runs while there are no players
+
+	mu      sync.Mutex
+	changed chan struct{} // guarded by mu; closed and replaced when what follows changes
+	flowing bool          // guarded by mu; a frame has come
+	failed  error         // guarded by mu; how the last attempt ended before a frame came
+	epoch   uint64        // guarded by mu; of the source, 0 if unknown
+	from    string        // guarded by mu; where the tags come from, empty between sources
+}
+
+// attach returns the relay of a stream with one more player, which detach takes
+// away again. The first player starts the pull; all others share it.
+func (e *Edge) attach(t vhost.Target, via string) (*relay, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	key := t.Key.String()
+	r := e.relays[key]
+	if r == nil {
+		if e.stopped {
+			return nil, &session.Refusal{Code: session.Stopping, Text: "The server is shutting down."}
+		}
+		ctx, cancel := context.WithCancel(e.ctx)
+		r = &relay{
+			edge: e, key: key, target: t, via: via, stream: stream.New(e.cfg.Play.LogLimits()),
+			stop: cancel, done: make(chan struct{}), changed: make(chan struct{}),
+		}
+		e.relays[key] = r
+		e.running.Go(func() { r.run(ctx) })
+	}
+	r.players++
+	if r.linger != nil {
+		r.linger.Stop()
+		r.linger = nil
+	}
+	return r, nil
+}
+
+// detach takes one player away; the last one's leaving ends the pull after the
+// linger time, or at once if nothing ever came.
+func (r *relay) detach() {
+	flowing, _, _ := r.state()
+	e := r.edge
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if r.players--; r.players > 0 || e.relays[r.key] != r {
+		return
+	}
+	if !flowing || e.cfg.Pull.Linger == 0 {
+		r.remove()
+		return
+	}
+	var timer *time.Timer
+	timer = time.AfterFunc(e.cfg.Pull.Linger, func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		if r.linger == timer {
+			r.remove()
+		}
+	})
+	r.linger = timer
+}
+
+// remove makes the next player start a new relay, and ends this one. It leaves
+// the map before its stream closes: nobody joins a corpse. edge.mu is held.
+func (r *relay) remove() {
+	if r.edge.relays[r.key] == r {
+		delete(r.edge.relays, r.key)
+	}
+	r.stop()
+}
+
+// wait returns when the stream flows. Otherwise it fails after patience, but not
+// before one attempt was made.
+func (r *relay) wait(ctx context.Context, patience time.Duration) error {
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	bound := time.NewTimer(patience + r.edge.cfg.Pull.ConnectTimeout + time.Second)
+	defer bound.Stop()
+	patient := true
+	for {
+		r.mu.Lock()
+		flowing, failed, changed := r.flowing, r.failed, r.changed
+		r.mu.Unlock()
+		if flowing {
+			return nil
+		}
+		if !patient && failed != nil {
+			return failed
+		}
+		select {
+		case <-changed:
+		case <-timer.C:
+			patient = false
+		case <-bound.C: // an upstream accepted the pull and sends nothing
+			return session.ErrNotFound
+		case <-r.done:
+			if failed == nil {
+				failed = session.ErrNotFound
+			}
+			return failed
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// state returns whether a frame has come, and the source.
+func (r *relay) state() (flowing bool, epoch uint64, from string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.flowing, r.epoch, r.from
+}
+
+func (r *relay) change(f func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f()
+	close(r.changed)
+	r.changed = make(chan struct{})
+}
+
+// run is the relay's whole life.
+func (r *relay) run(ctx context.Context) {
+	cause := r.pull(ctx)
+	e := r.edge
+	e.mu.Lock()
+	if r.linger != nil {
+		r.linger.Stop()
+		r.linger = nil
+	}
+	r.remove()
+	e.mu.Unlock()
+	r.stream.Close(cause)
+	close(r.done)
+}
+
+// errEnded is the cause of the end of a relay's stream after upstream's.
+var errEnded = errors.New("the stream has ended")
+
+// pull reads one source after the other into the log and returns why it stopped.
+func (r *relay) pull(ctx context.Context) error {
+	pub, err := r.stream.Publish()
+	if err != nil {
+		return err
+	}
+	defer pub.Close()
+	cfg := r.edge.cfg.Pull
+	log := r.edge.log.With("stream", r.key)
+	pause := time.Duration(0)           // before the next attempt
+	lastFrame := time.Now()             // when the last frame came, or the relay began
+	var endedAt time.Time               // when upstream said that the stream has ended
+	trail := newTrail(cfg.MaxRedirects) // where this pull has been since the last frame
+	var next *vhost.Upstream            // a redirect that came after the pull had begun
+	for {
+		src, err := r.connect(ctx, trail, next)
+		next = nil
+		if err == nil {
+			pub.Resume()
+			frames, rerr := r.copy(ctx, pub, src)
+			err = rerr
+			if frames > 0 {
+				lastFrame, pause, endedAt = time.Now(), 0, time.Time{}
+				trail = newTrail(cfg.MaxRedirects)
+			}
+			var redirect *errRedirect
+			switch {
+			case errors.As(err, &redirect) && trail.follow(redirect.to.Addr) == nil:
+				r.edge.metrics.redirects.Inc()
+				log.Info("pull redirected", "from", src.from, "to", redirect.to.String())
+				next = &redirect.to
+				continue
+			case errors.Is(err, errMove): // to the worker that is to have it
+				log.Info("pull moves to its worker", "from", src.from)
+				continue
+			case errors.Is(err, io.EOF):
+				endedAt = time.Now()
+			}
+			if ctx.Err() == nil {
+				log.Warn("pull lost", "from", src.from, "frames", frames, "err", err)
+				r.edge.metrics.pullEnded(err)
+			}
+		}
+		if ctx.Err() != nil {
+			return errEnded
+		}
+		flowing, _, _ := r.state()
+		r.change(func() { r.failed = r.toSession(err) })
+		switch {
+		case !flowing:
+			// Players wait, each for its own time; the last one's leaving ends the relay.
+			if pause == 0 {
+				log.Info("pull failed", "err", err)
+			}
+		case !endedAt.IsZero() && errors.Is(err, errGone) && time.Since(endedAt) >= cfg.EndAfter:
+			return errEnded
+		case time.Since(lastFrame) > cfg.GiveUp:
+			log.Warn("pull given up", "after", cfg.GiveUp.String(), "err", err)
+			return fmt.Errorf("no upstream for %v: %w", cfg.GiveUp, err)
+		default:
+			log.Debug("pull failed", "err", err)
+		}
+		if !rest(ctx, pause) {
+			return errEnded
+		}
+		pause = min(max(2*pause, cfg.RetryMin), cfg.RetryMax)
+		if !flowing && pause > cfg.RetryMin*4 {
+			pause = cfg.RetryMin * 4 // players look at an empty screen
+		}
+		trail = newTrail(cfg.MaxRedirects)
+	}
+}
+
+// rest waits for about d. It reports false when ctx ended.
+func rest(ctx context.Context, d time.Duration) bool {
+	if d > 0 {
+		d = d/2 + rand.N(d/2+1)
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// toSession says a failure in the words of the door.
+func (r *relay) toSession(err error) error {
+	if errors.Is(err, errGone) || errors.Is(err, io.EOF) {
+		return session.ErrNotFound
+	}
+	return &session.Refusal{Code: session.Unavailable, Text: "No upstream can be reached for this stream.", Err: err}
+}
+
+// connect finds a source: the worker of this node that pulls the stream, or, if
+// that is this one, an upstream.
+func (r *relay) connect(ctx context.Context, trail *trail, next *vhost.Upstream) (pulled, error) {
+	if next != nil {
+		return r.edge.followUp(ctx, *next, r.target, r.via, trail)
+	}
+	src, err := r.edge.siblings.pull(ctx, r.target, r.via)
+	if !errors.Is(err, errOwnTurn) {
+		return src, err
+	}
+	return r.edge.pullUpstream(ctx, r.target, r.via, trail)
+}
+
+// errMove ends a copy because another worker of the node is to pull the stream.
+var errMove = errors.New("another worker pulls this stream now")
+
+// copy appends what the source sends until it ends, and returns the number of
+// frames.
+func (r *relay) copy(ctx context.Context, pub *stream.Publisher, src pulled) (frames int, err error) {
+	stop := context.AfterFunc(ctx, func() { src.Close() })
+	defer func() {
+		stop()
+		src.Close()
+	}()
+	defer r.change(func() { r.from = "" })
+	moved := r.edge.siblings.watch(r.key, src.worker, func() { src.Close() })
+	defer moved.stop()
+	r.change(func() { r.from, r.epoch = src.from, src.epoch })
+	r.edge.log.Info("pull started", "stream", r.key, "from", src.from, "epoch", src.epoch)
+	r.edge.metrics.pulls.Inc()
+	defer r.edge.metrics.pulls.Dec()
+	for {
+		t, err := src.ReadTag()
+		if err != nil {
+			if moved.happened() {
+				err = errMove
+			}
+			return frames, err
+		}
+		if err := pub.Append(t); err != nil {
+			return frames, err
+		}
+		if frames++; frames == 1 {
+			r.edge.health.worked(src.addr)
+		}
+		if flowing, _, _ := r.state(); !flowing && r.stream.Joinable() {
+			r.change(func() { r.flowing, r.failed = true, nil })
+		}
+	}
+}

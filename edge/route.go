@@ -1,0 +1,214 @@
+package edge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"weir/discovery"
+	"weir/internal/vhost"
+)
+
+// trail is where a pull has been since it last got a frame.
+type trail struct {
+	visited   map[string]bool
+	redirects int
+	max       int
+}
+
+func newTrail(max int) *trail { return &trail{visited: map[string]bool{}, max: max} }
+
+// visit notes that an upstream is tried; it reports false if it was before.
+func (t *trail) visit(addr string) bool {
+	if t.visited[addr] {
+		return false
+	}
+	t.visited[addr] = true
+	return true
+}
+
+// errLoop says that redirects lead nowhere.
+var errLoop = errors.New("redirects go in a circle")
+
+// follow notes a redirect, or says why it is not followed.
+func (t *trail) follow(addr string) error {
+	if t.redirects++; t.redirects > t.max {
+		return fmt.Errorf("%w: more than %d (pull.max_redirects)", errLoop, t.max)
+	}
+	if t.visited[addr] {
+		return fmt.Errorf("%w: back to %s", errLoop, addr)
+	}
+	return nil
+}
+
+// pullUpstream tries the upstreams that may have the stream, one after the other.
+func (e *Edge) pullUpstream(ctx context.Context, t vhost.Target, via string, trail *trail) (pulled, error) {
+	return tryAll(ctx, e, t, trail, func(ctx context.Context, up vhost.Upstream) (pulled, error) {
+		return e.followUp(ctx, up, t, via, trail)
+	})
+}
+
+// tryAll calls try for each candidate until one works. If all fail the error is
+// errGone only if all said so: a stream may be where nobody answered.
+func tryAll[T any](ctx context.Context, e *Edge, t vhost.Target, trail *trail, try func(context.Context, vhost.Upstream) (T, error)) (T, error) {
+	var none T
+	candidates, err := e.candidates(ctx, t)
+	if err != nil {
+		return none, err
+	}
+	var gone, failed error
+	for _, up := range candidates {
+		if trail.visited[up.Addr] {
+			continue
+		}
+		got, err := try(ctx, up)
+		switch {
+		case err == nil:
+			return got, nil
+		case ctx.Err() != nil:
+			return none, ctx.Err()
+		case errors.Is(err, errGone):
+			gone = err
+		default:
+			failed = err
+		}
+		if e.owners != nil {
+			e.owners.Doubt(t.Key.String())
+		}
+	}
+	switch {
+	case failed != nil:
+		return none, failed
+	case gone != nil:
+		return none, gone
+	}
+	return none, fmt.Errorf("%w: all upstreams were tried", errLoop)
+}
+
+// candidates returns the upstreams to be tried for a stream: its owner, if
+// discovery knows one, and then those that the vhost's policy picks.
+func (e *Edge) candidates(ctx context.Context, t vhost.Target) ([]vhost.Upstream, error) {
+	var list []vhost.Upstream
+	var asked error
+	if e.owners != nil {
+		l, err := e.owners.Lookup(ctx, t.Key.String())
+		if err == nil {
+			if up, ok := e.addressOf(l.Addr); ok {
+				list = append(list, up)
+			}
+		} else if asked = err; errors.Is(err, discovery.ErrNotFound) {
+			asked = fmt.Errorf("%w: %w", errGone, err)
+		}
+	}
+	picked, err := e.pulls[t.Key.Vhost].pick(ctx, t.Key.String())
+	for _, up := range picked {
+		if !slices.Contains(list, up) {
+			list = append(list, up)
+		}
+	}
+	if len(list) > 0 {
+		if e.health.ejectedFor(list[0].Addr) > 0 { // the owner failed a moment ago: try it last
+			list = append(list[1:], list[0])
+		}
+		return list, nil
+	}
+	if asked != nil {
+		return nil, asked
+	}
+	return nil, err
+}
+
+// addressOf returns where a stream is pulled from at its owner.
+func (e *Edge) addressOf(a discovery.Addr) (vhost.Upstream, bool) {
+	rtmp, http := vhost.Upstream{Scheme: "rtmp", Addr: a.RTMP}, vhost.Upstream{Scheme: "http", Addr: a.HTTP}
+	if e.cfg.Pull.Protocol == PullFLV {
+		rtmp, http = http, rtmp
+	}
+	if rtmp.Addr != "" {
+		return rtmp, true
+	}
+	return http, http.Addr != ""
+}
+
+// followUp asks one upstream and follows its redirects.
+func (e *Edge) followUp(ctx context.Context, up vhost.Upstream, t vhost.Target, via string, trail *trail) (pulled, error) {
+	for {
+		trail.visit(up.Addr)
+		p, err := e.dial(ctx, up, t, via)
+		var redirect *errRedirect
+		switch {
+		case err == nil:
+			return p, nil
+		case errors.As(err, &redirect):
+			e.metrics.redirects.Inc()
+			e.log.Info("pull redirected", "stream", t.Key.String(), "from", up.String(), "to", redirect.to.String())
+			if err := trail.follow(redirect.to.Addr); err != nil {
+				e.metrics.loops.Inc()
+				return pulled{}, err
+			}
+			up = redirect.to
+			continue
+		case ctx.Err() == nil && !errors.Is(err, errGone):
+			e.health.failed(up.Addr)
+		}
+		return pulled{}, err
+	}
+}
+
+// nodeLister is a directory that lists its nodes.
+type nodeLister interface {
+	Nodes(ctx context.Context, q discovery.NodeQuery) ([]discovery.Node, string, error)
+}
+
+// liveOrigins returns a function that lists the origins that may take a
+// publisher, a different one first each time.
+func liveOrigins(d nodeLister) func(context.Context) ([]discovery.Node, error) {
+	var turn atomic.Uint64
+	return func(ctx context.Context) ([]discovery.Node, error) {
+		nodes, _, err := d.Nodes(ctx, discovery.NodeQuery{Role: discovery.RoleOrigin})
+		if err != nil {
+			return nil, err
+		}
+		nodes = slices.DeleteFunc(nodes, func(n discovery.Node) bool {
+			return n.State != discovery.StateUp || n.Addr.RTMP == ""
+		})
+		if len(nodes) > 1 {
+			k := int((turn.Add(1) - 1) % uint64(len(nodes)))
+			nodes = append(nodes[k:len(nodes):len(nodes)], nodes[:k]...)
+		}
+		return nodes, nil
+	}
+}
+
+// publishCandidates returns the upstreams that a publisher may be forwarded to:
+// the owner of the name, the vhost's upstreams, or any origin that is up.
+func (e *Edge) publishCandidates(ctx context.Context, t vhost.Target) ([]vhost.Upstream, error) {
+	list, err := e.candidates(ctx, t)
+	list = slices.DeleteFunc(slices.Clone(list), func(u vhost.Upstream) bool { return u.Scheme != "rtmp" })
+	if e.origins != nil && len(e.pulls[t.Key.Vhost].list) == 0 {
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		nodes, lerr := e.origins(ctx)
+		if lerr != nil && len(list) == 0 {
+			return nil, lerr
+		}
+		for _, n := range nodes {
+			if up := (vhost.Upstream{Scheme: "rtmp", Addr: n.Addr.RTMP}); !slices.Contains(list, up) {
+				list = append(list, up)
+			}
+		}
+		slices.SortStableFunc(list, func(a, b vhost.Upstream) int {
+			return e.health.ejectedFor(a.Addr) - e.health.ejectedFor(b.Addr)
+		})
+	}
+	if len(list) == 0 {
+		if err == nil || errors.Is(err, errGone) {
+			err = errNoUpstream
+		}
+		return nil, fmt.Errorf("forward publisher: %w", err)
+	}
+	return list, nil
+}

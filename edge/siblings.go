@@ -1,0 +1,191 @@
+package edge
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"net"
+	"net/url"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"weir/internal/session"
+	"weir/internal/vhost"
+)
+
+// siblings are the workers of the node. For each stream they agree, without
+// talking, on the order in which they are to pull it: the first that lives does,
+// the others attach to it.
+type siblings struct {
+	// Static.
+	edge         *Edge
+	index, count int
+	dial         func(ctx context.Context, index int) (net.Conn, error)
+	stop         context.CancelFunc
+	done         chan struct{}
+
+	mu      sync.Mutex
+	watches map[*watch]struct{} // guarded by mu
+}
+
+// lookEvery is how often a worker looks whether a sibling that was dead is back.
+const lookEvery = 500 * time.Millisecond
+
+func newSiblings(e *Edge, o Options) *siblings {
+	s := &siblings{
+		edge: e, index: o.Index, count: max(o.Count, 1), dial: o.DialSibling,
+		done: make(chan struct{}), watches: map[*watch]struct{}{},
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	s.stop = stop
+	go func() {
+		defer close(s.done)
+		s.look(ctx)
+	}()
+	return s
+}
+
+func (s *siblings) close() {
+	s.stop()
+	<-s.done
+}
+
+// order returns the workers in the order in which they are to pull a stream.
+func (s *siblings) order(key string) []int {
+	type ranked struct {
+		index  int
+		weight uint64
+	}
+	all := make([]ranked, s.count)
+	for i := range all {
+		all[i] = ranked{i, rendezvous(key, strconv.Itoa(i))}
+	}
+	slices.SortFunc(all, func(a, b ranked) int { return cmp.Compare(b.weight, a.weight) })
+	order := make([]int, s.count)
+	for i, r := range all {
+		order[i] = r.index
+	}
+	return order
+}
+
+// errOwnTurn says that it is this worker that pulls the stream from upstream.
+var errOwnTurn = errors.New("this worker pulls the stream")
+
+// pull attaches to the first living worker of the stream's order.
+func (s *siblings) pull(ctx context.Context, t vhost.Target, via string) (pulled, error) {
+	for _, i := range s.order(t.Key.String()) {
+		if i == s.index {
+			return pulled{}, errOwnTurn
+		}
+		conn, err := s.dial(ctx, i)
+		if err != nil { // its socket goes with the process: it is dead
+			continue
+		}
+		q := url.Values{"key": {t.Key.String()}, "query": {t.Query}}
+		src, h, err := requestFLV(ctx, func(context.Context) (net.Conn, error) { return conn, nil }, flvRequest{
+			url:     "http://worker" + session.WorkerFLVPath + "?" + q.Encode(),
+			node:    s.edge.node,
+			via:     via,
+			answer:  s.edge.cfg.Play.WaitPublisher + s.edge.cfg.Pull.ConnectTimeout + 5*time.Second,
+			silence: workerSilence,
+		})
+		if err != nil {
+			return pulled{}, err
+		}
+		epoch, _ := strconv.ParseUint(h.Get(session.HeaderEpoch), 10, 64)
+		return pulled{source: src, epoch: epoch, from: "worker " + strconv.Itoa(i), worker: i}, nil
+	}
+	return pulled{}, errOwnTurn
+}
+
+// workerSilence is how long a worker may send nothing: it minds its upstream's
+// silence itself, and its death closes the connection.
+const workerSilence = time.Hour
+
+// watch waits for a worker that comes before the present source in a stream's
+// order.
+type watch struct {
+	s      *siblings
+	before []int // workers that would be better
+	found  atomic.Bool
+	act    func()
+}
+
+// watch calls act, once, when a worker is back that is to pull the stream rather
+// than the given one (noWorker: this one, from upstream).
+func (s *siblings) watch(key string, source int, act func()) *watch {
+	if source == noWorker {
+		source = s.index
+	}
+	order := s.order(key)
+	w := &watch{s: s, before: order[:slices.Index(order, source)], act: act}
+	if len(w.before) > 0 {
+		s.mu.Lock()
+		s.watches[w] = struct{}{}
+		s.mu.Unlock()
+	}
+	return w
+}
+
+func (w *watch) happened() bool { return w.found.Load() }
+
+func (w *watch) stop() {
+	w.s.mu.Lock()
+	defer w.s.mu.Unlock()
+	delete(w.s.watches, w)
+}
+
+// look notices siblings that come to life, while anything waits for one.
+func (s *siblings) look(ctx context.Context) {
+	ticker := time.NewTicker(lookEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		s.mu.Lock()
+		wanted := map[int]bool{}
+		for w := range s.watches {
+			for _, i := range w.before {
+				wanted[i] = true
+			}
+		}
+		s.mu.Unlock()
+		for i := range wanted {
+			if s.lives(ctx, i) {
+				s.tell(i)
+			}
+		}
+	}
+}
+
+func (s *siblings) lives(ctx context.Context, i int) bool {
+	conn, err := s.dial(ctx, i)
+	if err != nil {
+		return false
+	}
+	conn.Close()
+	return true
+}
+
+// tell acts on all watches that wait for worker i.
+func (s *siblings) tell(i int) {
+	s.mu.Lock()
+	var due []*watch
+	for w := range s.watches {
+		if slices.Contains(w.before, i) {
+			due = append(due, w)
+			delete(s.watches, w)
+		}
+	}
+	s.mu.Unlock()
+	for _, w := range due {
+		w.found.Store(true)
+		w.act()
+	}
+}

@@ -1,0 +1,109 @@
+package edge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/VictoriaMetrics/metrics"
+	"golang.org/x/sync/errgroup"
+
+	"weir/configs"
+	"weir/discovery"
+	"weir/internal/admin"
+	"weir/internal/session"
+	"weir/internal/worker"
+)
+
+// Names of the listeners that the supervisor hands to its workers.
+const (
+	listenRTMP = "rtmp"
+	listenHTTP = "http"
+)
+
+// RunWorker serves as one worker process of an edge node until the supervisor
+// ends it.
+func RunWorker(c *worker.Child, log *slog.Logger) error {
+	defer c.Close()
+	cfg := Default()
+	if err := configs.Parse("configuration of the node", c.Config, &cfg); err != nil {
+		return err
+	}
+	log = log.With("worker", c.Index)
+	set := metrics.NewSet()
+	directory, err := openDirectory(cfg, c.Listeners[listenRTMP].Addr(), c.Listeners[listenHTTP].Addr(), log, set)
+	if err != nil {
+		return err
+	}
+	if directory != nil {
+		defer directory.Close()
+	}
+	siblings, err := c.ListenSibling(log)
+	if err != nil {
+		return err
+	}
+	e := New(cfg, Options{
+		Directory: directory, Index: c.Index, Count: c.Count, DialSibling: c.DialSibling, Log: log, Set: set,
+	})
+	defer e.Close()
+	door := session.New(session.Options{
+		Config: cfg.Play, RTMP: cfg.RTMP.ServerConfig, Vhosts: e.Vhosts(), Role: e, Log: log, Set: set,
+		IDPrefix: strconv.Itoa(c.Index) + "-",
+	})
+	source := admin.Source{
+		Metrics:  []*metrics.Set{set},
+		Streams:  func() []admin.StreamInfo { return e.Streams(door.Players) },
+		Sessions: door.Sessions,
+		Kick:     door.Kick,
+	}
+
+	g, ctx := errgroup.WithContext(c.Context())
+	g.Go(func() error { return serveSiblings(ctx, siblings, e, door, source) })
+	session.Door{
+		Sessions: door, RTMP: c.Listeners[listenRTMP], HTTP: c.Listeners[listenHTTP],
+		HTTPConfig: cfg.HTTP.Config, Limits: cfg.Limits, Log: log, Set: set,
+	}.Open(ctx, g)
+	c.Ready()
+	return g.Wait()
+}
+
+// openDirectory returns the discovery of an edge's configuration, nil if it has
+// none.
+func openDirectory(cfg Config, rtmp, http net.Addr, log *slog.Logger, set *metrics.Set) (discovery.Remote, error) {
+	if len(cfg.Discovery.URLs) == 0 && len(cfg.Discovery.Peers) == 0 {
+		return nil, nil
+	}
+	d, err := cfg.Discovery.Open(self(cfg, rtmp, http), log, set)
+	if err != nil {
+		return nil, fmt.Errorf("open discovery: %w", err)
+	}
+	return d, nil
+}
+
+func self(cfg Config, rtmp, http net.Addr) discovery.Self {
+	a := cfg.Advertise.Or(rtmp, http)
+	return discovery.Self{
+		Node: cfg.Node.Name("edge"), Instance: discovery.NewInstance(),
+		Addr: discovery.Addr{RTMP: a.RTMP, HTTP: a.HTTP, API: a.API},
+	}
+}
+
+// serveSiblings answers the supervisor and the other workers of the node.
+func serveSiblings(ctx context.Context, l net.Listener, e *Edge, door *session.Server, source admin.Source) error {
+	mux := http.NewServeMux()
+	mux.Handle("/_weir/", admin.WorkerHandler(source))
+	mux.HandleFunc(session.WorkerFLVPath, door.ServeWorkerFLV)
+	mux.HandleFunc(workerHLSPath, e.serveWorkerHLS)
+	s := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10}
+	stop := context.AfterFunc(ctx, func() { s.Close() })
+	defer stop()
+	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve the other workers: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,119 @@
+// Package node holds what the configuration of every node has: who it is, where
+// it listens, and under which addresses others reach it.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+)
+
+// Config says who the node is.
+type Config struct {
+	// Name of the node in the cluster: in logs, leases and redirects. Empty: the host's name with the role.
+	ID string `yaml:"id"`
+}
+
+// maxID keeps node ids short enough to travel in lists.
+const maxID = 128
+
+// Validate returns all that is wrong, each error beginning with the key.
+func (c *Config) Validate() error {
+	if len(c.ID) > maxID {
+		return fmt.Errorf("id: longer than %d bytes", maxID)
+	}
+	for _, r := range c.ID {
+		if r <= ' ' || r == ',' || r == '"' || r >= 0x7f {
+			return fmt.Errorf("id: %q has the character %q", c.ID, r)
+		}
+	}
+	return nil
+}
+
+// Name returns the id, or one made from the host's name and the role.
+func (c *Config) Name(role string) string {
+	if c.ID != "" {
+		return c.ID
+	}
+	host, err := os.Hostname()
+	if err != nil || host == "" {
+		host = "localhost"
+	}
+	return host + "-" + role
+}
+
+// Advertise is where other nodes and players reach this one, apart from where
+// it listens.
+type Advertise struct {
+	// Address for RTMP, as HOST:PORT, that redirects and lookups name. Empty: the address that the node listens on.
+	RTMP string `yaml:"rtmp"`
+	// Address for HTTP-FLV and HLS, as HOST:PORT, that redirects and lookups name. Empty: the address that the node listens on.
+	HTTP string `yaml:"http"`
+	// Address of the HTTP API, as HOST:PORT, that peers are told. Empty: the address for HTTP.
+	API string `yaml:"api"`
+}
+
+// Validate returns all that is wrong, each error beginning with the key.
+func (a *Advertise) Validate() error {
+	var errs []error
+	for _, f := range []struct{ key, value string }{{"rtmp", a.RTMP}, {"http", a.HTTP}, {"api", a.API}} {
+		if f.value == "" {
+			continue
+		}
+		host, port, err := net.SplitHostPort(f.value)
+		n, perr := strconv.Atoi(port)
+		if err != nil || host == "" || perr != nil || n < 1 || n > 65535 {
+			errs = append(errs, fmt.Errorf("%s: %q is not HOST:PORT", f.key, f.value))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Or returns a with the addresses that are empty taken from where the node
+// listens.
+func (a Advertise) Or(rtmp, http net.Addr) Advertise {
+	if a.RTMP == "" {
+		a.RTMP = rtmp.String()
+	}
+	if a.HTTP == "" {
+		a.HTTP = http.String()
+	}
+	if a.API == "" {
+		a.API = a.HTTP
+	}
+	return a
+}
+
+// CheckListen returns an error that begins with key unless addr can be listened
+// on: HOST:PORT with a port of 0 for any that is free.
+func CheckListen(key, addr string) error {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return fmt.Errorf("%s: %q is not HOST:PORT", key, addr)
+	}
+	if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
+		return fmt.Errorf("%s: %q has no port between 0 and 65535", key, addr)
+	}
+	if host != "" && host != "localhost" && net.ParseIP(host) == nil {
+		return fmt.Errorf("%s: %q is not an IP address to listen on", key, host)
+	}
+	return nil
+}
+
+// Listen opens a TCP listener. The error names the address and the key of the
+// configuration that it is from.
+func Listen(ctx context.Context, key, addr string) (net.Listener, error) {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+	if err == nil {
+		return l, nil
+	}
+	cause := err
+	var call *os.SyscallError
+	if errors.As(err, &call) {
+		cause = call.Err // net repeats the address
+	}
+	return nil, fmt.Errorf("listen %s (%s): %w", addr, key, cause)
+}

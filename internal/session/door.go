@@ -1,0 +1,78 @@
+package session
+
+import (
+	"context"
+	"log/slog"
+	"net"
+
+	"github.com/VictoriaMetrics/metrics"
+	"github.com/valyala/fasthttp"
+	"golang.org/x/sync/errgroup"
+
+	"weir/internal/httpserver"
+	"weir/internal/limit"
+	"weir/internal/rtmp"
+)
+
+// Door is what a node listens on for publishers and players.
+type Door struct {
+	Sessions   *Server
+	RTMP, HTTP net.Listener
+	HTTPConfig httpserver.Config
+	Limits     limit.Config
+	// Other answers HTTP requests for other paths than those of media; it
+	// reports whether it did. May be nil.
+	Other func(ctx *fasthttp.RequestCtx) bool
+	Log   *slog.Logger
+	Set   *metrics.Set
+}
+
+// Open serves both listeners until ctx ends or one of them fails, which ends
+// all of g: first no new connection is taken, then all sessions end.
+func (d Door) Open(ctx context.Context, g *errgroup.Group) {
+	gate := limit.NewGate(d.Limits, "rtmp", d.Set)
+	g.Go(func() error {
+		return limit.ServeOwned(ctx, d.RTMP, gate, d.Log, func(c net.Conn, release func()) {
+			defer release()
+			d.Sessions.ServeRTMP(ctx, c)
+		}, d.refuseRTMP(ctx))
+	})
+	var web *httpserver.Server
+	web = httpserver.New(d.HTTPConfig, limit.NewGate(d.Limits, "http", d.Set), func(r *fasthttp.RequestCtx) {
+		if d.Other == nil || !d.Other(r) {
+			d.Sessions.ServeHTTP(web, r)
+		}
+	}, d.Log, d.Set)
+	g.Go(func() error { return web.Serve(ctx, d.HTTP) })
+	g.Go(func() error {
+		<-ctx.Done()
+		d.Sessions.Stop()
+		return nil
+	})
+}
+
+// refusing bounds how many refused connections are told so at a time; the
+// others are just closed.
+const refusing = 32
+
+// refuseRTMP returns a function that tells a client over the limit of
+// connections so: RTMP needs a handshake before anything can be said.
+func (d Door) refuseRTMP(ctx context.Context) func(net.Conn, error) {
+	places := make(chan struct{}, refusing)
+	return func(c net.Conn, cause error) {
+		select {
+		case places <- struct{}{}:
+		default:
+			c.Close()
+			return
+		}
+		d.Sessions.refusing.Go(func() {
+			defer func() { <-places }()
+			defer c.Close()
+			stop := context.AfterFunc(ctx, func() { c.Close() })
+			defer stop()
+			conn := rtmp.NewServerConn(c, d.Sessions.opt.RTMP)
+			_ = conn.Refuse(rtmp.StatusRejected("This node takes no more connections: " + cause.Error() + "."))
+		})
+	}
+}

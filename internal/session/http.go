@@ -1,0 +1,242 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/valyala/fasthttp"
+
+	"weir/hls"
+	"weir/internal/fanout"
+	"weir/internal/httpserver"
+	"weir/internal/media"
+	"weir/internal/vhost"
+)
+
+// Headers that nodes of weir tell each other over HTTP.
+const (
+	HeaderNode  = "Weir-Node"  // id of the node that asks
+	HeaderVia   = "Weir-Via"   // nodes that its own request came through
+	HeaderEpoch = "Weir-Epoch" // of the stream, in the answer
+)
+
+const flvExt = ".flv"
+
+// ServeHTTP answers one request of a player: HTTP-FLV, WebSocket-FLV or HLS.
+// srv is the server that called.
+func (s *Server) ServeHTTP(srv *httpserver.Server, ctx *fasthttp.RequestCtx) {
+	path := string(ctx.Path())
+	if stem, ok := strings.CutSuffix(path, flvExt); ok {
+		s.serveFLV(srv, ctx, stem)
+		return
+	}
+	if file, ok := hls.ParsePath(path); ok {
+		s.serveHLS(ctx, file)
+		return
+	}
+	httpserver.Error(ctx, http.StatusNotFound, "not found: want /APP/NAME.flv or /APP/NAME.m3u8")
+}
+
+func (s *Server) target(ctx *fasthttp.RequestCtx, path string) (vhost.Target, error) {
+	return s.opt.Vhosts.FromHTTP(string(ctx.Host()), path, string(ctx.URI().QueryString()))
+}
+
+func peerOf(ctx *fasthttp.RequestCtx) Peer {
+	return Peer{
+		Node: string(ctx.Request.Header.Peek(HeaderNode)),
+		Via:  string(ctx.Request.Header.Peek(HeaderVia)),
+	}
+}
+
+func (s *Server) serveFLV(srv *httpserver.Server, ctx *fasthttp.RequestCtx, stem string) {
+	l := &live{protocol: protoFLV, remote: remoteOf(ctx.RemoteAddr()), peer: peerOf(ctx), encoder: string(ctx.UserAgent())}
+	upgrade := len(ctx.Request.Header.Peek("Sec-WebSocket-Key")) > 0
+	if upgrade {
+		l.protocol = protoWS
+	}
+	t, err := s.target(ctx, stem)
+	if err != nil {
+		s.refuseHTTP(ctx, l, stem, err)
+		return
+	}
+	wait, cancel := s.context(context.Background())
+	feed, err := s.opt.Role.Play(wait, PlayRequest{Target: t, Remote: l.remote, Peer: l.peer})
+	cancel()
+	if err != nil {
+		var redirect *Redirect
+		if errors.As(err, &redirect) && redirect.HTTP != "" {
+			s.ledger.refused(kindPlay, l.protocol, reasonOf(err), t.Key.String(), l.remote, err)
+			redirectHTTP(ctx, redirect.httpURL(t, flvExt))
+			return
+		}
+		s.refuseHTTP(ctx, l, t.Key.String(), err)
+		return
+	}
+	ctx.SetContentType("video/x-flv")
+	if feed.Epoch != 0 && l.peer.Node != "" {
+		ctx.Response.Header.Set(HeaderEpoch, strconv.FormatUint(feed.Epoch, 10))
+	}
+	if ctx.IsHead() {
+		feed.Release()
+		return
+	}
+	var conn lateConn
+	if err := s.admit(l, t, &conn); err != nil {
+		feed.Release()
+		s.refuseHTTP(ctx, l, t.Key.String(), err)
+		return
+	}
+	take, format, farewell := srv.Takeover, fanout.Format(&fanout.FLV{}), []byte(nil)
+	switch {
+	case upgrade:
+		take, format, farewell = srv.TakeoverWebSocket, &fanout.WebSocketFLV{}, closeNormally
+	case l.peer.Node != "":
+		farewell = endMark
+	}
+	if !take(ctx, func(c net.Conn) { s.playFLV(l, t, feed, conn.set(c), format, farewell, upgrade) }) {
+		feed.Release()
+		s.ledger.finish(l, t.Vhost.Name, "refused_"+string(BadRequest), nil)
+	}
+}
+
+// closeNormally is a WebSocket close frame with status 1000 (RFC 6455, sections
+// 5.5.1 and 7.4.1).
+var closeNormally = []byte{0x88, 2, 1000 >> 8, 1000 & 0xff}
+
+// playFLV serves one HTTP player until it has left.
+func (s *Server) playFLV(l *live, t vhost.Target, feed Feed, conn net.Conn, f fanout.Format, farewell []byte, webSocket bool) {
+	session, err := s.play(l, t, feed, conn, f, farewell, feed.Release)
+	if err != nil {
+		return
+	}
+	if webSocket {
+		_ = httpserver.ServeControl(conn, session.Inject)
+	} else {
+		awaitEnd(conn)
+	}
+	session.End(fanout.Left)
+}
+
+// awaitEnd reads and drops what an HTTP player still sends, up to a bound, and
+// returns when it has closed the connection.
+func awaitEnd(conn net.Conn) {
+	var b [512]byte
+	for total := 0; total < 64<<10; {
+		n, err := conn.Read(b[:])
+		if err != nil {
+			return
+		}
+		total += n
+	}
+}
+
+// lateConn is a connection that can be closed before it is there.
+type lateConn struct {
+	mu     sync.Mutex
+	conn   net.Conn // guarded by mu
+	closed bool     // guarded by mu
+}
+
+func (c *lateConn) set(conn net.Conn) net.Conn {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.conn = conn
+	if c.closed {
+		conn.Close()
+	}
+	return conn
+}
+
+// Close implements io.Closer.
+func (c *lateConn) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	if c.conn != nil {
+		return c.conn.Close()
+	}
+	return nil
+}
+
+func (s *Server) serveHLS(ctx *fasthttp.RequestCtx, file hls.Request) {
+	l := &live{protocol: "hls", remote: remoteOf(ctx.RemoteAddr()), peer: peerOf(ctx)}
+	t, err := s.target(ctx, "/"+file.App+"/"+file.Name)
+	if err != nil {
+		s.refuseHTTP(ctx, l, file.App+"/"+file.Name, err)
+		return
+	}
+	wait, cancel := s.context(context.Background())
+	defer cancel()
+	o, err := s.opt.Role.HLS(wait, HLSRequest{Target: t, File: file, Remote: l.remote, Peer: l.peer})
+	var redirect *Redirect
+	switch {
+	case err == nil:
+		o.Respond(ctx, "")
+	case errors.As(err, &redirect) && redirect.HTTP != "":
+		ext := strings.TrimPrefix(string(ctx.Path()), "/"+t.Key.Path())
+		redirectHTTP(ctx, redirect.httpURL(t, ext))
+	default:
+		s.refuseHTTP(ctx, l, t.Key.String(), err)
+	}
+}
+
+// httpURL returns where the 302 of an HTTP player leads.
+func (r *Redirect) httpURL(t vhost.Target, ext string) string {
+	u := fasthttp.AcquireURI()
+	defer fasthttp.ReleaseURI(u)
+	u.SetScheme("http")
+	u.SetHost(r.HTTP)
+	u.SetPath("/" + t.Key.Path() + ext)
+	u.SetQueryString(t.KeptQuery())
+	return u.String()
+}
+
+func redirectHTTP(ctx *fasthttp.RequestCtx, url string) {
+	ctx.Response.Header.Set(fasthttp.HeaderLocation, url)
+	ctx.Response.Header.Set(fasthttp.HeaderCacheControl, "no-store")
+	ctx.SetStatusCode(http.StatusFound)
+}
+
+// refuseHTTP answers a player that gets no stream.
+func (s *Server) refuseHTTP(ctx *fasthttp.RequestCtx, l *live, stream string, err error) {
+	s.ledger.refused(kindPlay, l.protocol, reasonOf(err), stream, l.remote, err)
+	var r *Refusal
+	switch {
+	case errors.Is(err, ErrNotFound):
+		httpserver.Error(ctx, http.StatusNotFound, "stream not found: nobody publishes it")
+	case errors.Is(err, vhost.ErrBadName):
+		httpserver.Error(ctx, http.StatusNotFound, "not found: the path does not name a stream")
+	case errors.Is(err, vhost.ErrUnknown):
+		httpserver.Error(ctx, http.StatusNotFound, "no such vhost is configured here")
+	case errors.As(err, &r) && r.Code == Denied:
+		httpserver.Error(ctx, http.StatusForbidden, r.Text)
+	case errors.As(err, &r):
+		httpserver.Error(ctx, http.StatusServiceUnavailable, r.Text)
+		ctx.Response.Header.Set(fasthttp.HeaderRetryAfter, "2")
+	default:
+		httpserver.Error(ctx, http.StatusServiceUnavailable, "the stream cannot be played now")
+		ctx.Response.Header.Set(fasthttp.HeaderRetryAfter, "2")
+	}
+}
+
+// endMark is a script tag that a node gets when the stream has ended: a closed
+// connection alone does not tell an end from a crash.
+var endMark = func() []byte {
+	t := media.NewTag(media.Data, 0, len(endMarkBody))
+	copy(t.Body(), endMarkBody)
+	return t
+}()
+
+// endMarkBody is the AMF0 string "onWeirEnd".
+const endMarkBody = "\x02\x00\x09onWeirEnd"
+
+// IsEndMark reports whether a tag that came over HTTP-FLV from a node of weir
+// says that the stream has ended.
+func IsEndMark(t media.Tag) bool {
+	return t.Kind() == media.Data && string(t.Body()) == endMarkBody
+}

@@ -1,0 +1,225 @@
+package session
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/VictoriaMetrics/metrics"
+
+	"weir/internal/admin"
+	"weir/internal/fanout"
+)
+
+// Kinds of sessions, as in logs, metrics and the admin API.
+const (
+	kindPublish = "publish"
+	kindPlay    = "play"
+)
+
+// Protocols of sessions.
+const (
+	protoRTMP = "rtmp"
+	protoFLV  = "http-flv"
+	protoWS   = "ws-flv"
+	protoPull = "worker" // another worker of the node, over its unix socket
+)
+
+// live is one session from its begin to its end.
+type live struct {
+	// Static.
+	id       string
+	kind     string
+	protocol string
+	stream   string // key
+	remote   netip.AddrPort
+	peer     Peer
+	encoder  string
+	since    time.Time
+	close    func(why string) // ends the connection; safe to call at any time
+
+	bytes   atomic.Uint64                  // of a publisher
+	why     atomic.Pointer[string]         // set by whoever ends the session before it ends by itself
+	playing atomic.Pointer[fanout.Session] // of a player
+	result  atomic.Pointer[fanout.Result]  // of a player that has left
+}
+
+func (l *live) end(why string) {
+	l.why.CompareAndSwap(nil, &why)
+	l.close(why)
+}
+
+// reason returns why the session ended: what somebody ended it for, or own.
+func (l *live) reason(own string) string {
+	if w := l.why.Load(); w != nil {
+		return *w
+	}
+	return own
+}
+
+// moved returns the bytes of the session so far and the tags that were lost.
+func (l *live) moved() (bytes, skipped uint64) {
+	if r := l.result.Load(); r != nil {
+		return r.Bytes, r.Skipped
+	}
+	if p := l.playing.Load(); p != nil {
+		return p.Bytes(), p.Skipped()
+	}
+	return l.bytes.Load(), 0
+}
+
+// isPlayer reports a session that counts as a player: another worker of the node
+// that attaches here has its players counted there.
+func (l *live) isPlayer() bool { return l.kind == kindPlay && l.protocol != protoPull }
+
+func (l *live) peerLabel() string {
+	if l.peer.Node != "" {
+		return "node"
+	}
+	return "client"
+}
+
+// ledger holds the sessions of a process: it numbers them, counts them, lists
+// them, and writes their last line. Safe for concurrent use.
+type ledger struct {
+	log    *slog.Logger
+	set    *metrics.Set
+	prefix string // of ids: tells the workers of a node apart
+
+	mu       sync.Mutex
+	next     uint64           // guarded by mu
+	sessions map[string]*live // guarded by mu
+	streams  map[string]int   // guarded by mu; players by stream key
+	vhosts   map[string]int   // guarded by mu; players by vhost
+}
+
+func newLedger(log *slog.Logger, set *metrics.Set, prefix string) *ledger {
+	return &ledger{
+		log: log, set: set, prefix: prefix,
+		sessions: map[string]*live{}, streams: map[string]int{}, vhosts: map[string]int{},
+	}
+}
+
+// bounds are limits that a new session must fit in; 0 means none.
+type bounds struct {
+	sessions, players, playersOfStream int
+}
+
+// begin enters a session. It fails with a *Refusal over a limit.
+func (g *ledger) begin(l *live, vhostName string, max bounds) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case max.sessions > 0 && len(g.sessions) >= max.sessions:
+		return &Refusal{Code: Limit, Text: "This node has as many sessions as it may (play.max_sessions)."}
+	case !l.isPlayer():
+	case max.players > 0 && g.vhosts[vhostName] >= max.players:
+		return &Refusal{Code: Limit, Text: "This vhost has as many players as it may (play.max_players)."}
+	case max.playersOfStream > 0 && g.streams[l.stream] >= max.playersOfStream:
+		return &Refusal{Code: Limit, Text: "This stream has as many players as it may (play.max_players_per_stream)."}
+	}
+	g.next++
+	l.id = g.prefix + strconv.FormatUint(g.next, 36)
+	l.since = time.Now()
+	g.sessions[l.id] = l
+	if l.isPlayer() {
+		g.streams[l.stream]++
+		g.vhosts[vhostName]++
+	}
+	g.gauge(l).Inc()
+	return nil
+}
+
+// finish takes a session out and writes its line.
+func (g *ledger) finish(l *live, vhostName, reason string, err error) {
+	g.mu.Lock()
+	delete(g.sessions, l.id)
+	if l.isPlayer() {
+		count(g.streams, l.stream)
+		count(g.vhosts, vhostName)
+	}
+	g.mu.Unlock()
+	g.gauge(l).Dec()
+	reason = l.reason(reason)
+	bytes, skipped := l.moved()
+	g.set.GetOrCreateCounter(fmt.Sprintf(`weir_sessions_ended_total{kind=%q,protocol=%q,peer=%q,reason=%q}`, l.kind, l.protocol, l.peerLabel(), reason)).Inc()
+	g.set.GetOrCreateCounter(fmt.Sprintf(`weir_session_bytes_total{kind=%q,protocol=%q,peer=%q}`, l.kind, l.protocol, l.peerLabel())).Add(int(bytes))
+	if skipped > 0 {
+		g.set.GetOrCreateCounter("weir_skipped_tags_total").Add(int(skipped))
+	}
+	args := []any{
+		"id", l.id, "kind", l.kind, "protocol", l.protocol, "stream", l.stream, "remote", l.remote.String(),
+		"reason", reason, "duration", time.Since(l.since).Round(time.Millisecond).String(), "bytes", bytes, "lost_frames", skipped,
+	}
+	if l.peer.Node != "" {
+		args = append(args, "node", l.peer.Node)
+	}
+	if err != nil {
+		args = append(args, "err", err)
+	}
+	g.log.Info("session ended", args...)
+}
+
+func count(m map[string]int, key string) {
+	if m[key]--; m[key] <= 0 {
+		delete(m, key)
+	}
+}
+
+func (g *ledger) gauge(l *live) *metrics.Counter {
+	// A Counter goes down as well; a Gauge with a callback would need one per label set.
+	return g.set.GetOrCreateCounter(fmt.Sprintf(`weir_sessions{kind=%q,protocol=%q,peer=%q}`, l.kind, l.protocol, l.peerLabel()))
+}
+
+// refused counts and logs a request that did not become a session.
+func (g *ledger) refused(kind, protocol, reason, stream string, remote netip.AddrPort, err error) {
+	g.set.GetOrCreateCounter(fmt.Sprintf(`weir_refused_total{kind=%q,protocol=%q,reason=%q}`, kind, protocol, reason)).Inc()
+	g.log.Info("session refused", "kind", kind, "protocol", protocol, "stream", stream, "remote", remote.String(), "reason", reason, "err", err)
+}
+
+// players returns the number of players of a stream.
+func (g *ledger) players(stream string) int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.streams[stream]
+}
+
+func (g *ledger) list() []admin.SessionInfo {
+	g.mu.Lock()
+	all := make([]*live, 0, len(g.sessions))
+	for _, l := range g.sessions {
+		all = append(all, l)
+	}
+	g.mu.Unlock()
+	infos := make([]admin.SessionInfo, len(all))
+	for i, l := range all {
+		bytes, skipped := l.moved()
+		infos[i] = admin.SessionInfo{
+			ID: l.id, Kind: l.kind, Stream: l.stream, Remote: l.remote.String(), Protocol: l.protocol,
+			Since: l.since, Bytes: bytes, LostFrames: skipped,
+		}
+	}
+	return infos
+}
+
+func (g *ledger) find(id string) *live {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.sessions[id]
+}
+
+func (g *ledger) endAll(why string) {
+	g.mu.Lock()
+	all := make([]*live, 0, len(g.sessions))
+	for _, l := range g.sessions {
+		all = append(all, l)
+	}
+	g.mu.Unlock()
+	for _, l := range all {
+		l.end(why)
+	}
+}

@@ -1,0 +1,219 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+
+	"weir/internal/fanout"
+	"weir/internal/media"
+	"weir/internal/rtmp"
+	"weir/internal/rtmp/chunk"
+	"weir/internal/vhost"
+)
+
+// ServeRTMP serves one RTMP connection, which may carry several publishes one
+// after the other, and returns when it is closed.
+func (s *Server) ServeRTMP(ctx context.Context, nc net.Conn) {
+	c := rtmp.NewServerConn(nc, s.opt.RTMP)
+	defer c.Close()
+	ctx, cancel := s.context(ctx)
+	defer cancel()
+	remote := remoteOf(nc.RemoteAddr())
+	for first := true; ; first = false {
+		cut := context.AfterFunc(ctx, func() { c.Close() }) // a session under way is ended by its own means
+		req, err := c.ReadRequest()
+		cut()
+		if err != nil {
+			s.noRequest(remote, err, first)
+			return
+		}
+		if ctx.Err() != nil {
+			_ = c.Refuse(rtmp.StatusShutdown())
+			return
+		}
+		t, err := s.opt.Vhosts.FromRTMP(req.TcURL, req.App, req.Name)
+		if err != nil {
+			s.ledger.refused(req.Kind.String(), protoRTMP, reasonOf(err), req.App+"/"+withoutQuery(req.Name), remote, err)
+			_ = c.Refuse(badTarget(req.Kind, err))
+			return
+		}
+		peer := Peer{Node: req.Node, Via: req.Via}
+		if req.Kind == rtmp.Play {
+			s.playRTMP(ctx, c, t, remote, peer, req.FlashVer)
+			return
+		}
+		if !s.publishRTMP(ctx, c, req, t, remote, peer) {
+			return
+		}
+	}
+}
+
+func withoutQuery(name string) string {
+	for i := range len(name) {
+		if name[i] == '?' {
+			return name[:i]
+		}
+	}
+	return name
+}
+
+// noRequest counts and logs a connection that ended without a request.
+func (s *Server) noRequest(remote netip.AddrPort, err error, first bool) {
+	if errors.Is(err, io.EOF) || (!first && errors.Is(err, net.ErrClosed)) {
+		return // port checks and publishers that are done just leave
+	}
+	reason := "protocol_error"
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		reason = "handshake_timeout"
+	case errors.Is(err, net.ErrClosed):
+		reason = string(Stopping)
+	}
+	s.ledger.refused("connect", protoRTMP, reason, "", remote, err)
+}
+
+func badTarget(kind rtmp.Kind, err error) rtmp.Status {
+	switch {
+	case errors.Is(err, vhost.ErrUnknown):
+		return rtmp.StatusInvalidApp("No such vhost is configured here.")
+	case kind == rtmp.Publish:
+		return rtmp.StatusBadName("The URL does not name a stream: want rtmp://HOST/APP/NAME.")
+	}
+	return rtmp.StatusStreamNotFound("The URL does not name a stream: want rtmp://HOST/APP/NAME.")
+}
+
+// publishRTMP serves one publish; it reports whether another may follow.
+func (s *Server) publishRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.Request, t vhost.Target, remote netip.AddrPort, peer Peer) bool {
+	l := &live{
+		kind: kindPublish, protocol: protoRTMP, stream: t.Key.String(), remote: remote, peer: peer, encoder: req.FlashVer,
+		close: func(string) { c.Close() },
+	}
+	refuse := func(err error) bool {
+		s.ledger.refused(kindPublish, protoRTMP, reasonOf(err), l.stream, remote, err)
+		_ = c.Refuse(publishStatus(err))
+		return false
+	}
+	if !t.Vhost.Config.MayPublish(t.Params().Get("key")) {
+		return refuse(&Refusal{Code: Denied, Text: "The publish key is missing or wrong."})
+	}
+	if err := s.ledger.begin(l, t.Vhost.Name, s.bounds(t.Vhost)); err != nil {
+		return refuse(err)
+	}
+	p := &Publisher{Target: t, Remote: remote, Peer: peer, Name: req.Name, Encoder: req.FlashVer, conn: c, live: l}
+	end := s.opt.Role.Publish(ctx, p)
+	if !p.accepted && end.Err != nil {
+		s.ledger.finish(l, t.Vhost.Name, "refused_"+reasonOf(end.Err), end.Err)
+		_ = c.Refuse(publishStatus(end.Err))
+		return false
+	}
+	if errors.Is(end.Err, io.EOF) {
+		end.Err = nil
+	}
+	s.ledger.finish(l, t.Vhost.Name, end.Reason, end.Err)
+	return end.Reason == Unpublished && l.why.Load() == nil
+}
+
+// Unpublished is the reason of a publish that its encoder ended properly.
+const Unpublished = "unpublished"
+
+// ReadEnd returns how a publish ended whose ReadTag failed with err.
+func ReadEnd(err error) PublishEnd {
+	switch {
+	case errors.Is(err, io.EOF):
+		return PublishEnd{Reason: Unpublished}
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return PublishEnd{Reason: "idle", Err: err}
+	case errors.Is(err, chunk.ErrProtocol):
+		return PublishEnd{Reason: "protocol_error", Err: err}
+	}
+	return PublishEnd{Reason: "connection_lost", Err: err}
+}
+
+func publishStatus(err error) rtmp.Status {
+	var r *Refusal
+	if !errors.As(err, &r) {
+		return rtmp.StatusPublishFailed("The stream cannot be published now.")
+	}
+	switch r.Code {
+	case Conflict, BadRequest:
+		return rtmp.StatusBadName(r.Text)
+	case Denied:
+		return rtmp.StatusPublishDenied(r.Text)
+	case Stopping:
+		return rtmp.StatusShutdown()
+	}
+	return rtmp.StatusPublishFailed(r.Text)
+}
+
+func playStatus(err error) rtmp.Status {
+	var r *Refusal
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return rtmp.StatusStreamNotFound("Nobody publishes this stream.")
+	case errors.As(err, &r) && r.Code == Stopping, errors.Is(err, context.Canceled):
+		return rtmp.StatusShutdown()
+	case errors.As(err, &r):
+		return rtmp.StatusPlayFailed(r.Text)
+	}
+	return rtmp.StatusPlayFailed("The stream cannot be played now.")
+}
+
+// playRTMP serves one player until it leaves or the stream ends.
+func (s *Server) playRTMP(ctx context.Context, c *rtmp.ServerConn, t vhost.Target, remote netip.AddrPort, peer Peer, encoder string) {
+	feed, err := s.opt.Role.Play(ctx, PlayRequest{Target: t, Remote: remote, Peer: peer})
+	if err != nil {
+		s.ledger.refused(kindPlay, protoRTMP, reasonOf(err), t.Key.String(), remote, err)
+		var redirect *Redirect
+		if errors.As(err, &redirect) && redirect.RTMP != "" {
+			_ = c.Redirect(redirect.rtmpURL(t))
+			return
+		}
+		_ = c.Refuse(playStatus(err))
+		return
+	}
+	defer feed.Release()
+	l := &live{protocol: protoRTMP, remote: remote, peer: peer, encoder: encoder}
+	if err := s.admit(l, t, c); err != nil {
+		s.ledger.refused(kindPlay, protoRTMP, reasonOf(err), t.Key.String(), remote, err)
+		_ = c.Refuse(playStatus(err))
+		return
+	}
+	if err := c.AcceptPlay(rtmp.Text("weirEpoch", strconv.FormatUint(feed.Epoch, 10))); err != nil {
+		s.ledger.finish(l, t.Vhost.Name, string(fanout.Left), err)
+		return
+	}
+	done := make(chan struct{})
+	session, err := s.play(l, t, feed, c.NetConn(),
+		&fanout.RTMP{StreamID: c.StreamID(), ChunkSize: c.OutChunkSize()},
+		rtmp.EndOfStream(c.StreamID(), c.OutChunkSize()),
+		func() { close(done) })
+	if err != nil {
+		return
+	}
+	_ = c.ServePlay(session.Inject, func(p rtmp.PlayControl) {
+		switch p.Kind {
+		case rtmp.ControlPause:
+			session.Pause(p.On)
+		case rtmp.ControlAudio:
+			session.Mute(media.Audio, !p.On)
+		case rtmp.ControlVideo:
+			session.Mute(media.Video, !p.On)
+		}
+	})
+	session.End(fanout.Left)
+	<-done
+}
+
+// rtmpURL returns where the 302 of an RTMP player leads.
+func (r *Redirect) rtmpURL(t vhost.Target) string {
+	u := "rtmp://" + r.RTMP + "/" + t.Key.Path()
+	if q := t.KeptQuery(); q != "" {
+		u += "?" + q
+	}
+	return u
+}

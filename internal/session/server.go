@@ -1,0 +1,156 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+
+	"github.com/VictoriaMetrics/metrics"
+
+	"weir/internal/admin"
+	"weir/internal/fanout"
+	"weir/internal/rtmp"
+	"weir/internal/vhost"
+)
+
+// Options are what a Server needs beyond its configuration.
+type Options struct {
+	Config Config
+	RTMP   rtmp.ServerConfig
+	Vhosts *vhost.Table
+	Role   Role
+	Log    *slog.Logger
+	Set    *metrics.Set
+	// IDPrefix makes the ids of sessions differ from those of other workers.
+	IDPrefix string
+}
+
+// Server serves publishers and players. Its methods are safe for concurrent use.
+type Server struct {
+	opt    Options
+	ledger *ledger
+	engine fanout.Engine
+
+	ctx  context.Context // ends with Stop
+	stop context.CancelFunc
+
+	refusing sync.WaitGroup // connections over the limit that are being told so
+}
+
+// New returns a server.
+func New(o Options) *Server {
+	s := &Server{opt: o, ledger: newLedger(o.Log, o.Set, o.IDPrefix)}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	return s
+}
+
+// Sessions lists the sessions under way, in no order.
+func (s *Server) Sessions() []admin.SessionInfo { return s.ledger.list() }
+
+// Players returns the number of players of a stream.
+func (s *Server) Players(key vhost.Key) int { return s.ledger.players(key.String()) }
+
+// Kick ends a session and reports whether there was one of that id.
+func (s *Server) Kick(id string) bool {
+	l := s.ledger.find(id)
+	if l == nil {
+		return false
+	}
+	l.end(string(fanout.Kicked))
+	return true
+}
+
+// Stop ends all sessions, refuses new ones, and waits for the players' ends.
+func (s *Server) Stop() {
+	s.stop()
+	s.ledger.endAll(string(fanout.Shutdown))
+	s.engine.Close()
+	s.refusing.Wait()
+}
+
+// context returns a context that ends with the server or the parent.
+func (s *Server) context(parent context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(parent)
+	stop := context.AfterFunc(s.ctx, cancel)
+	return ctx, func() { stop(); cancel() }
+}
+
+func (s *Server) bounds(v *vhost.Vhost) bounds {
+	return bounds{
+		sessions:        s.opt.Config.MaxSessions,
+		players:         v.Config.Play.MaxPlayers,
+		playersOfStream: v.Config.Play.MaxPlayersPerStream,
+	}
+}
+
+// admit enters a player's session. conn is closed when somebody ends it.
+func (s *Server) admit(l *live, t vhost.Target, conn io.Closer) error {
+	l.kind = kindPlay
+	l.stream = t.Key.String()
+	l.close = func(string) { conn.Close() }
+	if s.ctx.Err() != nil {
+		return &Refusal{Code: Stopping, Text: "The server is shutting down."}
+	}
+	return s.ledger.begin(l, t.Vhost.Name, s.bounds(t.Vhost))
+}
+
+// play hands an admitted player to the fan-out, which owns conn from now on.
+// The caller watches conn and ends the session when the player has left. done
+// is called at the end, also when play fails.
+func (s *Server) play(l *live, t vhost.Target, feed Feed, conn net.Conn, f fanout.Format, farewell []byte, done func()) (*fanout.Session, error) {
+	session, err := s.engine.Add(fanout.Player{
+		Conn:     conn,
+		Cursor:   feed.Stream.Join(),
+		Stream:   feed.Stream,
+		Format:   f,
+		Farewell: farewell,
+		Limits:   fanout.Limits{MaxLag: s.opt.Config.MaxLag, WriteTimeout: s.opt.Config.WriteTimeout},
+		Done: func(r fanout.Result) {
+			l.result.Store(&r)
+			err := r.Err
+			if r.Reason == fanout.Left || r.Reason == fanout.Ended {
+				err = nil // the words say it
+			}
+			s.ledger.finish(l, t.Vhost.Name, string(r.Reason), err)
+			done()
+		},
+	})
+	if err != nil {
+		s.ledger.finish(l, t.Vhost.Name, string(fanout.Shutdown), nil)
+		done()
+		return nil, err
+	}
+	l.playing.Store(session)
+	return session, nil
+}
+
+// reasonOf returns the word for a request that failed.
+func reasonOf(err error) string {
+	var refusal *Refusal
+	var redirect *Redirect
+	switch {
+	case errors.As(err, &refusal):
+		return string(refusal.Code)
+	case errors.As(err, &redirect):
+		return "redirect"
+	case errors.Is(err, ErrNotFound):
+		return "not_found"
+	case errors.Is(err, vhost.ErrUnknown), errors.Is(err, vhost.ErrBadName):
+		return string(BadRequest)
+	case errors.Is(err, context.Canceled):
+		return string(Stopping)
+	}
+	return string(Unavailable)
+}
+
+func remoteOf(a net.Addr) netip.AddrPort {
+	if t, ok := a.(*net.TCPAddr); ok {
+		p := t.AddrPort()
+		return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
+	}
+	return netip.AddrPort{}
+}

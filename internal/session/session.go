@@ -1,0 +1,206 @@
+// Package session is the door of a node for publishers and players: it takes
+// RTMP and HTTP connections, finds out which stream of which vhost each is for,
+// asks the node's role about it, serves the player from a stream's log, and
+// writes down how each session ended. What differs between an origin and an
+// edge stands behind the interface Role.
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"weir/hls"
+	"weir/internal/media"
+	"weir/internal/stream"
+	"weir/internal/units"
+	"weir/internal/vhost"
+)
+
+// Role is what an origin or an edge does with a request. Its methods are called
+// concurrently.
+type Role interface {
+	// Play finds the stream that a player asks for, waiting for it as long as
+	// the role sees fit. The errors that players get told apart are
+	// ErrNotFound, *Redirect and *Refusal.
+	Play(ctx context.Context, r PlayRequest) (Feed, error)
+
+	// Publish takes over a publisher that may publish, until it ends. It calls
+	// Accept, or returns an error (*Refusal) that the publisher is told.
+	Publish(ctx context.Context, p *Publisher) PublishEnd
+
+	// HLS returns a playlist or a segment, or an error as Play does.
+	HLS(ctx context.Context, r HLSRequest) (hls.Object, error)
+}
+
+// Peer is the node that a request came from, when it said that it is one.
+type Peer struct {
+	Node string // its id; empty for an ordinary player or publisher
+	Via  string // nodes that the request came through, joined by commas
+}
+
+// PlayRequest is a player's wish.
+type PlayRequest struct {
+	Target vhost.Target
+	Remote netip.AddrPort
+	Peer   Peer
+}
+
+// HLSRequest is an HLS viewer's wish for one file.
+type HLSRequest struct {
+	Target vhost.Target // the stream
+	File   hls.Request  // its playlist, or one of its segments
+	Remote netip.AddrPort
+	Peer   Peer
+}
+
+// Feed is a stream that a player may read.
+type Feed struct {
+	Stream *stream.Stream
+	// Epoch of the ownership that the stream's data is of; 0 when not known.
+	Epoch uint64
+	// Release must be called once, when the player has left.
+	Release func()
+}
+
+// ErrNotFound says that nobody publishes the stream.
+var ErrNotFound = errors.New("stream not found")
+
+// Redirect says that another node has the stream.
+type Redirect struct {
+	RTMP string // host:port that the owner is reached at; empty if unknown
+	HTTP string // likewise for HTTP
+}
+
+func (r *Redirect) Error() string { return fmt.Sprintf("redirect to %s", r.RTMP) }
+
+// Code says which answer a refusal is.
+type Code string
+
+// The codes of refusals; the words are those of logs and metrics.
+const (
+	Conflict    Code = "conflict"    // another publisher has the name
+	Denied      Code = "denied"      // wrong or missing key
+	BadRequest  Code = "bad_request" // unknown vhost, bad name
+	Limit       Code = "limit"       // of players, sessions
+	Unavailable Code = "unavailable" // upstream or discovery cannot be reached
+	Stopping    Code = "shutdown"    // the node stops
+)
+
+// Refusal is a request that was understood and is not granted.
+type Refusal struct {
+	Code Code
+	Text string // a sentence for the person at the other end
+	Err  error  // cause for the log; may be nil
+}
+
+func (r *Refusal) Error() string {
+	if r.Err != nil {
+		return r.Text + ": " + r.Err.Error()
+	}
+	return r.Text
+}
+
+// Unwrap returns the cause.
+func (r *Refusal) Unwrap() error { return r.Err }
+
+// PublishEnd tells how a publisher's session ended.
+type PublishEnd struct {
+	Reason string // for log and metrics, as "unpublished", "replaced", "lost_lease"
+	Err    error  // cause; a *Refusal before Accept is told to the publisher
+}
+
+// tagReader is what a role reads a publisher from.
+type tagReader interface {
+	AcceptPublish() error
+	ReadTag() (media.Tag, error)
+}
+
+// Publisher is a publisher's session as a role sees it.
+type Publisher struct {
+	Target vhost.Target
+	Remote netip.AddrPort
+	Peer   Peer
+	// Name is the stream name as the publisher sent it, query included.
+	Name string
+	// Encoder is what the publisher calls itself.
+	Encoder string
+
+	conn     tagReader
+	accepted bool
+	live     *live
+}
+
+// Accept tells the publisher to send.
+func (p *Publisher) Accept() error {
+	p.accepted = true
+	return p.conn.AcceptPublish()
+}
+
+// ReadTag returns the publisher's next tag. io.EOF means that it unpublished.
+func (p *Publisher) ReadTag() (media.Tag, error) {
+	t, err := p.conn.ReadTag()
+	p.live.bytes.Add(uint64(len(t)))
+	return t, err
+}
+
+// ID returns the id of the session, as in the admin API.
+func (p *Publisher) ID() string { return p.live.id }
+
+// End closes the publisher's connection, so that ReadTag fails, and makes why
+// the reason of the session's end. Safe for concurrent use.
+func (p *Publisher) End(why string) { p.live.end(why) }
+
+// Config is the `play` section: what players may cost.
+type Config struct {
+	// How far (media time) a player may fall behind the newest frame before it jumps to the newest key frame.
+	MaxLag time.Duration `yaml:"max_lag"`
+	// How long a player's connection may take no byte before it is cut.
+	WriteTimeout time.Duration `yaml:"write_timeout"`
+	// Memory of one stream's log; a group of pictures that is larger cannot be joined at its key frame.
+	MaxLogBytes units.Bytes `yaml:"max_log_bytes"`
+	// How long a player waits for a stream that nobody publishes yet before it is told so; 0 answers at once.
+	WaitPublisher time.Duration `yaml:"wait_publisher"`
+	// Sessions (players and publishers together) per process; 0 means no limit beyond that on connections.
+	MaxSessions int `yaml:"max_sessions"`
+}
+
+// DefaultConfig returns the defaults, with the role's own time to wait for a
+// publisher.
+func DefaultConfig(waitPublisher time.Duration) Config {
+	return Config{
+		MaxLag:        8 * time.Second,
+		WriteTimeout:  10 * time.Second,
+		MaxLogBytes:   32 * units.MiB,
+		WaitPublisher: waitPublisher,
+	}
+}
+
+// Validate returns all that is wrong, each error beginning with the key.
+func (c *Config) Validate() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if c.MaxLag < 500*time.Millisecond || c.MaxLag > 10*time.Minute {
+		bad("max_lag: %v is not between 500ms and 10m", c.MaxLag)
+	}
+	if c.WriteTimeout < 100*time.Millisecond || c.WriteTimeout > 10*time.Minute {
+		bad("write_timeout: %v is not between 100ms and 10m", c.WriteTimeout)
+	}
+	if c.MaxLogBytes < 256*units.KiB || c.MaxLogBytes > 4*units.GiB {
+		bad("max_log_bytes: %v is not between 256KiB and 4GiB", c.MaxLogBytes)
+	}
+	if c.WaitPublisher < 0 || c.WaitPublisher > 10*time.Minute {
+		bad("wait_publisher: %v is not between 0s and 10m", c.WaitPublisher)
+	}
+	if c.MaxSessions < 0 {
+		bad("max_sessions: must not be negative")
+	}
+	return errors.Join(errs...)
+}
+
+// LogLimits returns the bounds of a stream's log.
+func (c *Config) LogLimits() stream.Limits {
+	return stream.Limits{MaxBytes: int64(c.MaxLogBytes), MaxTime: c.MaxLag}
+}

@@ -1,0 +1,71 @@
+package session
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+
+	"weir/internal/fanout"
+	"weir/internal/vhost"
+)
+
+// WorkerFLVPath is where a worker serves streams to the other workers of its
+// node, over its unix socket. The parameters are key (vhost/app/name) and query
+// (that of the first player).
+const WorkerFLVPath = "/_weir/flv"
+
+// ServeWorkerFLV serves a stream to another worker as HTTP-FLV.
+func (s *Server) ServeWorkerFLV(w http.ResponseWriter, r *http.Request) {
+	l := &live{protocol: protoPull, peer: Peer{Node: r.Header.Get(HeaderNode), Via: r.Header.Get(HeaderVia)}}
+	t, err := s.workerTarget(r)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	ctx, cancel := s.context(r.Context())
+	feed, err := s.opt.Role.Play(ctx, PlayRequest{Target: t, Peer: Peer{Via: l.peer.Via}})
+	cancel()
+	if err != nil {
+		status := http.StatusServiceUnavailable
+		if errors.Is(err, ErrNotFound) {
+			status = http.StatusNotFound
+		}
+		http.Error(w, err.Error(), status)
+		return
+	}
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		feed.Release()
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	if err := s.admit(l, t, conn); err != nil {
+		feed.Release()
+		fmt.Fprint(conn, "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n\r\n")
+		conn.Close()
+		return
+	}
+	if _, err := fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nContent-Type: video/x-flv\r\n%s: %s\r\nConnection: close\r\n\r\n",
+		HeaderEpoch, strconv.FormatUint(feed.Epoch, 10)); err != nil {
+		conn.Close() // the fan-out finds out
+	}
+	session, err := s.play(l, t, feed, conn, &fanout.FLV{}, endMark, feed.Release)
+	if err != nil {
+		return
+	}
+	awaitEnd(conn)
+	session.End(fanout.Left)
+}
+
+func (s *Server) workerTarget(r *http.Request) (vhost.Target, error) {
+	key, err := vhost.ParseKey(r.FormValue("key"))
+	if err != nil {
+		return vhost.Target{}, err
+	}
+	v, err := s.opt.Vhosts.Find(key.Vhost)
+	if err != nil {
+		return vhost.Target{}, err
+	}
+	return vhost.Target{Key: key, Vhost: v, Query: r.FormValue("query")}, nil
+}

@@ -1,0 +1,103 @@
+package origin
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"weir/configs"
+	"weir/discovery"
+	"weir/internal/admin"
+	"weir/internal/httpserver"
+	"weir/internal/limit"
+	"weir/internal/node"
+	"weir/internal/rtmp"
+	"weir/internal/session"
+	"weir/internal/vhost"
+)
+
+// Config is the configuration of an origin.
+type Config struct {
+	// What the file configures: `origin`.
+	Role string `yaml:"role"`
+	// Who the node is.
+	Node node.Config `yaml:"node"`
+	// RTMP: publishers, and players and edges that pull.
+	RTMP RTMPConfig `yaml:"rtmp"`
+	// HTTP: HTTP-FLV and HLS, and the question of SRS nodes for the owner of a stream.
+	HTTP HTTPConfig `yaml:"http"`
+	// Admin interface of the node: metrics, health, API.
+	Admin admin.Config `yaml:"admin"`
+	// Under which addresses others reach the node: these are what redirects and lookups name.
+	Advertise node.Advertise `yaml:"advertise"`
+	// Directory in which the origins of a cluster agree on the owner of a stream.
+	Discovery discovery.Config `yaml:"discovery"`
+	// Players.
+	Play session.Config `yaml:"play"`
+	// Publishers.
+	Publish PublishConfig `yaml:"publish"`
+	// Limits on connections.
+	Limits limit.Config `yaml:"limits"`
+	// Tenants by name. `__defaultVhost__` is the one of requests that name no other.
+	Vhosts vhost.Vhosts `yaml:"vhosts"`
+}
+
+// RTMPConfig is the RTMP door.
+type RTMPConfig struct {
+	// Address to listen on, as HOST:PORT.
+	Listen string `yaml:"listen"`
+
+	rtmp.ServerConfig `yaml:",inline"`
+}
+
+// HTTPConfig is the HTTP door.
+type HTTPConfig struct {
+	// Address to listen on, as HOST:PORT.
+	Listen string `yaml:"listen"`
+
+	httpserver.Config `yaml:",inline"`
+}
+
+// PublishConfig rules publishers.
+type PublishConfig struct {
+	// How long a stream keeps its name and its players after its publisher was lost. A publisher that ends its stream properly ends it at once.
+	ResumeWindow time.Duration `yaml:"resume_window"`
+}
+
+// Default returns the configuration of an origin whose file sets nothing.
+func Default() Config {
+	return Config{
+		Role:      "origin",
+		RTMP:      RTMPConfig{Listen: "127.0.0.1:1935", ServerConfig: rtmp.DefaultServerConfig()},
+		HTTP:      HTTPConfig{Listen: "127.0.0.1:8080", Config: httpserver.DefaultConfig()},
+		Admin:     admin.DefaultConfig(),
+		Discovery: discovery.DefaultConfig(),
+		Play:      session.DefaultConfig(0),
+		Publish:   PublishConfig{ResumeWindow: 10 * time.Second},
+		Limits:    limit.DefaultConfig(),
+		Vhosts:    vhost.Vhosts{},
+	}
+}
+
+// Validate returns all that is wrong, each error beginning with the key.
+func (c *Config) Validate() error {
+	var errs []error
+	add := func(key string, err error) { errs = append(errs, configs.Prefix(key, err)) }
+	if c.Role != "origin" {
+		errs = append(errs, fmt.Errorf("role: must be origin"))
+	}
+	errs = append(errs, node.CheckListen("rtmp.listen", c.RTMP.Listen), node.CheckListen("http.listen", c.HTTP.Listen))
+	if d := c.Publish.ResumeWindow; d < 0 || d > time.Hour {
+		errs = append(errs, fmt.Errorf("publish.resume_window: %v is not between 0s and 1h", d))
+	}
+	add("node", c.Node.Validate())
+	add("rtmp", c.RTMP.ServerConfig.Validate())
+	add("http", c.HTTP.Config.Validate())
+	add("admin", c.Admin.Validate())
+	add("advertise", c.Advertise.Validate())
+	add("discovery", c.Discovery.Validate())
+	add("play", c.Play.Validate())
+	add("limits", c.Limits.Validate())
+	add("vhosts", c.Vhosts.Validate())
+	return errors.Join(errs...)
+}

@@ -1,0 +1,117 @@
+package origin
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/VictoriaMetrics/metrics"
+	"github.com/valyala/fasthttp"
+	"golang.org/x/sync/errgroup"
+
+	"weir/discovery"
+	"weir/internal/admin"
+	"weir/internal/node"
+	"weir/internal/session"
+)
+
+// NodeOptions are what Run needs beyond the configuration.
+type NodeOptions struct {
+	Version string
+	Log     *slog.Logger
+	// Ready, if not nil, is called once the node serves.
+	Ready func()
+}
+
+// Run runs an origin until ctx ends or it cannot go on.
+func Run(ctx context.Context, cfg Config, opt NodeOptions) error {
+	log, set := opt.Log, metrics.NewSet()
+	rtmp, err := node.Listen(ctx, "rtmp.listen", cfg.RTMP.Listen)
+	if err != nil {
+		return err
+	}
+	defer rtmp.Close()
+	http, err := node.Listen(ctx, "http.listen", cfg.HTTP.Listen)
+	if err != nil {
+		return err
+	}
+	defer http.Close()
+	addr := cfg.Advertise.Or(rtmp.Addr(), http.Addr())
+	self := discovery.Self{
+		Node: cfg.Node.Name("origin"), Instance: discovery.NewInstance(),
+		Addr: discovery.Addr{RTMP: addr.RTMP, HTTP: addr.HTTP, API: addr.API},
+	}
+	directory, err := cfg.Discovery.Open(self, log, set)
+	if err != nil {
+		return fmt.Errorf("open discovery: %w", err)
+	}
+	defer directory.Close()
+
+	o := New(cfg, log, set)
+	defer o.Close()
+	holder := discovery.NewHolder(directory, discovery.HolderConfig{
+		Config: cfg.Discovery, Self: self, OnLost: o.Lost, Logger: log, Metrics: set,
+		Node: func() discovery.Node {
+			return discovery.Node{Role: discovery.RoleOrigin, State: discovery.StateUp, Version: opt.Version}
+		},
+	})
+	o.SetOwner(holder)
+	door := session.New(session.Options{
+		Config: cfg.Play, RTMP: cfg.RTMP.ServerConfig, Vhosts: o.Vhosts(), Role: o, Log: log, Set: set,
+	})
+
+	g, ctx := errgroup.WithContext(ctx)
+	if cfg.Admin.Listen != "" {
+		l, err := node.Listen(ctx, "admin.listen", cfg.Admin.Listen)
+		if err != nil {
+			return err
+		}
+		server := admin.New(admin.Options{
+			Config: cfg.Admin,
+			Node: admin.NodeInfo{
+				ID: self.Node, Role: "origin", Version: opt.Version, Started: time.Now(),
+				Addresses: map[string]string{"rtmp": rtmp.Addr().String(), "http": http.Addr().String(), "admin": l.Addr().String()},
+			},
+			Source: admin.Source{
+				Metrics:  []*metrics.Set{set},
+				Streams:  func() []admin.StreamInfo { return o.Streams(door.Players) },
+				Sessions: door.Sessions,
+				Kick:     door.Kick,
+			},
+			Checks: []admin.Check{{Name: "discovery", Func: func(context.Context) error {
+				if !holder.Connected() {
+					return discovery.ErrUnavailable
+				}
+				return nil
+			}}},
+			Log: log,
+		})
+		g.Go(func() error { return server.Serve(ctx, l) })
+	}
+	g.Go(func() error { return holder.Run(ctx) })
+	session.Door{
+		Sessions: door, RTMP: rtmp, HTTP: http, HTTPConfig: cfg.HTTP.Config, Limits: cfg.Limits, Log: log, Set: set,
+		Other: func(r *fasthttp.RequestCtx) bool { return answerClusters(r, holder.Own) },
+	}.Open(ctx, g)
+	log.Info("origin listens", "rtmp", rtmp.Addr().String(), "http", http.Addr().String(),
+		"advertised_rtmp", addr.RTMP, "advertised_http", addr.HTTP)
+	if opt.Ready != nil {
+		opt.Ready()
+	}
+	return g.Wait()
+}
+
+// answerClusters answers the question of SRS nodes and peers for the owner of a
+// stream. Only streams of this node count: origins that asked each other on
+// behalf of each other would never end.
+func answerClusters(r *fasthttp.RequestCtx, own discovery.LookupFunc) bool {
+	if string(r.Path()) != discovery.ClustersPath {
+		return false
+	}
+	status, body := discovery.AnswerClusters(r, string(r.URI().QueryString()), own)
+	r.SetStatusCode(status)
+	r.SetContentType("application/json")
+	r.SetBody(body)
+	return true
+}
