@@ -41,9 +41,9 @@ type Client struct {
 	preferred atomic.Uint32 // index of the server that answered last
 }
 
-// maxAnswer bounds the body of an answer: a page of leases, or all leases of one
-// call lost.
-const maxAnswer = 4 << 20
+// maxAnswer bounds the body of an answer: the largest is a page of MaxPage nodes
+// with all loads and labels that they may have.
+const maxAnswer = 32 << 20
 
 // renewBatch is the number of leases in one renewal on the wire. With keys of
 // MaxStreamLen bytes, each of them escaped as JSON can double it, it stays below

@@ -157,6 +157,7 @@ func TestClientAndServer(t *testing.T) {
 }
 
 func TestClientTriesTheNextServer(t *testing.T) {
+	t.Parallel() // it waits for silent servers most of its time
 	m := newMemory()
 	up := startServer(t, m)
 	broken := "http://" + peerServer(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {

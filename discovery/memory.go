@@ -142,7 +142,9 @@ func (m *Memory) claim(c Claim) (Lease, []change, error) {
 
 	cur, changes := m.current(c.Stream, now)
 	if cur == nil {
-		if !m.roomForStream(now) {
+		room, swept := m.roomForStream(now)
+		changes = append(changes, swept...)
+		if !room {
 			m.met.full.Inc()
 			return Lease{}, changes, fmt.Errorf("claim stream %s: %w: %d streams", c.Stream, ErrFull, m.cfg.MaxStreams)
 		}
@@ -236,7 +238,9 @@ func (m *Memory) renew(r Renewal, h Held, now time.Time) (gone *Lost, restored b
 	cur, changes := m.current(h.Stream, now)
 	switch {
 	case cur == nil:
-		if !m.restorable(h.Stream, h.Epoch, now) || !m.roomForStream(now) {
+		room, swept := m.roomForStream(now)
+		changes = append(changes, swept...)
+		if !room || !m.restorable(h.Stream, h.Epoch, now) {
 			return &Lost{Stream: h.Stream, Epoch: h.Epoch}, false, changes
 		}
 		m.put(Lease{Stream: h.Stream, Node: r.Node, Instance: r.Instance, Epoch: h.Epoch, Addr: r.Addr, Idle: h.Idle, Expires: expires}, now)
@@ -516,20 +520,20 @@ func (m *Memory) restorable(stream string, epoch uint64, now time.Time) bool {
 
 // roomForStream reports whether one more stream fits. A full directory is swept
 // for room, but not more than once per sweepEvery: it walks the whole map.
-func (m *Memory) roomForStream(now time.Time) bool {
+func (m *Memory) roomForStream(now time.Time) (room bool, changes []change) {
 	if len(m.streams) < m.cfg.MaxStreams {
-		return true
+		return true, nil
 	}
 	if now.Sub(m.lastSweep) < sweepEvery {
-		return false
+		return false, nil
 	}
 	m.lastSweep = now
 	for _, l := range m.streams {
 		if !now.Before(l.Expires) {
-			m.end(l, "expired", now)
+			changes = append(changes, m.end(l, "expired", now))
 		}
 	}
-	return len(m.streams) < m.cfg.MaxStreams
+	return len(m.streams) < m.cfg.MaxStreams, changes
 }
 
 func (m *Memory) sweepNodes(now time.Time) (gone []string) {

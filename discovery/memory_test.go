@@ -1,9 +1,11 @@
 package discovery
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"slices"
 	"strings"
@@ -603,4 +605,34 @@ func BenchmarkMemoryRenew1000(b *testing.B) {
 			b.Fatal(lost, err)
 		}
 	}
+}
+
+// One line for each change of an owner, and none for renewals.
+func TestOwnershipChangesAreLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		m := NewMemory(DefaultServerConfig().Memory(), slog.New(slog.NewTextHandler(&log, nil)), nil)
+		a := mustClaim(t, m, claimBy(selfA, demo))
+		mustClaim(t, m, claimBy(selfA, demo))
+		mustRenew(t, m, renewalBy(selfA, a))
+		replace := claimBy(selfB, demo)
+		replace.Replace = true
+		b := mustClaim(t, m, replace)
+		mustRenew(t, m, renewalBy(selfA, a))
+		if err := m.Release(t.Context(), b); err != nil {
+			t.Fatal(err)
+		}
+		mustClaim(t, m, claimBy(selfA, demo))
+		time.Sleep(ttl)
+		m.sweep()
+		var causes []string
+		for line := range strings.Lines(log.String()) {
+			_, after, _ := strings.Cut(line, "cause=")
+			cause, _, _ := strings.Cut(after, " ")
+			causes = append(causes, cause)
+		}
+		if want := []string{"claimed", "replaced", "released", "claimed", "expired"}; !slices.Equal(causes, want) {
+			t.Errorf("logged %v, want %v:\n%s", causes, want, &log)
+		}
+	})
 }
