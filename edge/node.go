@@ -26,8 +26,10 @@ type NodeOptions struct {
 	File []byte
 	// WorkerArgs are the arguments that make this binary a worker (RunWorker).
 	WorkerArgs []string
-	Version    string
-	Log        *slog.Logger
+	// WorkerEnv is added to the environment of the workers.
+	WorkerEnv []string
+	Version   string
+	Log       *slog.Logger
 	// Ready, if not nil, is called once all workers serve.
 	Ready func()
 }
@@ -44,7 +46,7 @@ func Run(ctx context.Context, cfg Config, o NodeOptions) error {
 	s, err := worker.Open(ctx, worker.Options{
 		Config: cfg.Supervision, Log: o.Log, Metrics: set,
 		Specs: []worker.Spec{{
-			Name: spec, Count: count, Args: o.WorkerArgs, Config: o.File,
+			Name: spec, Count: count, Args: o.WorkerArgs, Env: o.WorkerEnv, Config: o.File,
 			Listen: []worker.Address{
 				{Name: listenRTMP, Key: "rtmp.listen", Address: cfg.RTMP.Listen},
 				{Name: listenHTTP, Key: "http.listen", Address: cfg.HTTP.Listen},

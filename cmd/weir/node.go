@@ -1,0 +1,233 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/VictoriaMetrics/metrics"
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sync/errgroup"
+
+	"weir/configs"
+	"weir/discovery"
+	"weir/edge"
+	"weir/internal/admin"
+	"weir/internal/node"
+	"weir/internal/worker"
+	"weir/origin"
+)
+
+// configFile is the option of all commands that read a configuration.
+func configFile(usage string) *cli.StringFlag {
+	return &cli.StringFlag{Name: "config", Aliases: []string{"c"}, Usage: usage, TakesFile: true}
+}
+
+// nodeCommand returns the command that runs one node. A supervised node gets its
+// configuration from its supervisor, all others from the file.
+func nodeCommand(child *worker.Child, role, about string, serve func(ctx context.Context, c *cli.Context, file []byte, name string, log *slog.Logger, ready func()) error) *cli.Command {
+	return &cli.Command{
+		Name:  role,
+		Usage: about,
+		Flags: []cli.Flag{configFile("configuration `FILE` of the node (docs/configuration.md); without it the defaults")},
+		Action: func(c *cli.Context) error {
+			if c.Args().Present() {
+				return usage("weir %s takes no arguments, only -c FILE; got %q", role, c.Args().First())
+			}
+			log, err := logger(c)
+			if err != nil {
+				return err
+			}
+			ctx, ready := c.Context, func() {}
+			file, name := []byte("role: "+role+"\n"), "defaults"
+			switch {
+			case child != nil:
+				defer child.Close()
+				ctx, ready, file, name = child.Context(), child.Ready, child.Config, "configuration of "+child.Name
+			case c.String("config") != "":
+				name = c.String("config")
+				if file, err = configs.Read(name); err != nil {
+					return fail(exitUsage, err)
+				}
+			}
+			if got, err := configs.RoleOf(name, file); err != nil {
+				return fail(exitUsage, err)
+			} else if got != role {
+				return usage("%s: role: is %s, but the command is weir %s", name, got, role)
+			}
+			return serve(ctx, c, file, name, log, ready)
+		},
+	}
+}
+
+func originCommand(child *worker.Child) *cli.Command {
+	return nodeCommand(child, "origin", "run an origin: takes publishers and owns their streams",
+		func(ctx context.Context, _ *cli.Context, file []byte, name string, log *slog.Logger, ready func()) error {
+			cfg := origin.Default()
+			if err := configs.Parse(name, file, &cfg); err != nil {
+				return fail(exitUsage, err)
+			}
+			return origin.Run(ctx, cfg, origin.NodeOptions{Version: versionText(), Log: log, Ready: ready})
+		})
+}
+
+func edgeCommand(child *worker.Child) *cli.Command {
+	return nodeCommand(child, "edge", "run an edge node: serves players, one worker process per core",
+		func(ctx context.Context, c *cli.Context, file []byte, name string, log *slog.Logger, ready func()) error {
+			cfg := edge.Default()
+			if err := configs.Parse(name, file, &cfg); err != nil {
+				return fail(exitUsage, err)
+			}
+			return edge.Run(ctx, cfg, edge.NodeOptions{
+				File: file, WorkerArgs: []string{workerName}, WorkerEnv: logEnvironment(c), Version: versionText(), Log: log, Ready: ready,
+			})
+		})
+}
+
+// workerName is the hidden command that an edge's supervisor starts its workers
+// with.
+const workerName = "edge-worker"
+
+func workerCommand(child *worker.Child) *cli.Command {
+	return &cli.Command{
+		Name:   workerName,
+		Hidden: true,
+		Action: func(c *cli.Context) error {
+			if child == nil {
+				return usage("%s is started by weir edge only", workerName)
+			}
+			log, err := logger(c)
+			if err != nil {
+				return err
+			}
+			return edge.RunWorker(child, log)
+		},
+	}
+}
+
+// discoveryConfig is the configuration file of a discovery server.
+type discoveryConfig struct {
+	// What the file configures: `discovery`.
+	Role string `yaml:"role"`
+	// Who the node is.
+	Node node.Config `yaml:"node"`
+	// Admin interface of the node: metrics and health. Its API is answered on `listen`.
+	Admin admin.Config `yaml:"admin"`
+
+	discovery.ServerConfig `yaml:",inline"`
+}
+
+func defaultDiscovery() discoveryConfig {
+	return discoveryConfig{Role: "discovery", ServerConfig: discovery.DefaultServerConfig()}
+}
+
+// Validate returns all that is wrong, each error beginning with the key.
+func (c *discoveryConfig) Validate() error {
+	var role error
+	if c.Role != "discovery" {
+		role = errors.New("role: must be discovery")
+	}
+	return errors.Join(role, configs.Prefix("node", c.Node.Validate()), configs.Prefix("admin", c.Admin.Validate()), c.ServerConfig.Validate())
+}
+
+func discoveryCommand(child *worker.Child) *cli.Command {
+	return nodeCommand(child, "discovery", "run a discovery server: the directory of streams and nodes",
+		func(ctx context.Context, _ *cli.Context, file []byte, name string, log *slog.Logger, ready func()) error {
+			cfg := defaultDiscovery()
+			if err := configs.Parse(name, file, &cfg); err != nil {
+				return fail(exitUsage, err)
+			}
+			var l net.Listener
+			if child != nil {
+				l = child.Listeners[discoveryListener]
+			}
+			return runDiscovery(ctx, cfg, l, log, ready)
+		})
+}
+
+// runDiscovery serves until ctx ends. l may be nil.
+func runDiscovery(ctx context.Context, cfg discoveryConfig, l net.Listener, log *slog.Logger, ready func()) error {
+	set := metrics.NewSet()
+	server := discovery.NewServer(cfg.ServerConfig, discovery.NewMemory(cfg.Memory(), log, set), log)
+	if l == nil {
+		var err error
+		if l, err = node.Listen(ctx, "listen", cfg.Listen); err != nil {
+			return err
+		}
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	if cfg.Admin.Listen != "" {
+		al, err := node.Listen(ctx, "admin.listen", cfg.Admin.Listen)
+		if err != nil {
+			l.Close()
+			return err
+		}
+		a := admin.New(admin.Options{
+			Config: cfg.Admin,
+			Node: admin.NodeInfo{
+				ID: cfg.Node.Name("discovery"), Role: "discovery", Version: versionText(), Started: time.Now(),
+				Addresses: map[string]string{"http": l.Addr().String(), "admin": al.Addr().String()},
+			},
+			Source: admin.Source{Metrics: []*metrics.Set{set}},
+			Log:    log,
+		})
+		g.Go(func() error { return a.Serve(ctx, al) })
+	}
+	log.Info("discovery listens", "http", l.Addr().String())
+	g.Go(func() error { return server.Serve(ctx, l) })
+	ready()
+	return g.Wait()
+}
+
+// discoveryListener is the name of the listener that weir cluster opens for its
+// discovery server, so that the origins find it from their first moment on.
+const discoveryListener = "api"
+
+func checkCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "check",
+		Usage: "check a configuration file and print what is in force",
+		Flags: []cli.Flag{configFile("configuration `FILE` to check")},
+		Action: func(c *cli.Context) error {
+			name := c.String("config")
+			if name == "" {
+				name = c.Args().First()
+			}
+			if name == "" {
+				return usage("weir check -c FILE: no file given")
+			}
+			file, err := configs.Read(name)
+			if err != nil {
+				return fail(exitUsage, err)
+			}
+			role, err := configs.RoleOf(name, file)
+			if err != nil {
+				return fail(exitUsage, err)
+			}
+			var cfg any
+			switch role {
+			case "origin":
+				d := origin.Default()
+				cfg = &d
+			case "edge":
+				d := edge.Default()
+				cfg = &d
+			default:
+				d := defaultDiscovery()
+				cfg = &d
+			}
+			if err := configs.Parse(name, file, cfg); err != nil {
+				return fail(exitUsage, err)
+			}
+			text, err := configs.Effective(cfg)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(c.App.Writer, "# %s is good. In force:\n%s", name, text)
+			return nil
+		},
+	}
+}
