@@ -90,6 +90,12 @@ func (r *relay) detach() {
 	r.linger = timer
 }
 
+func (r *relay) hasPlayers() bool {
+	r.edge.mu.Lock()
+	defer r.edge.mu.Unlock()
+	return r.players > 0
+}
+
 // remove makes the next player start a new relay, and ends this one. It leaves
 // the map before its stream closes: nobody joins a corpse. edge.mu is held.
 func (r *relay) remove() {
@@ -203,9 +209,13 @@ func (r *relay) pull(ctx context.Context) error {
 				log.Info("pull moves to its worker", "from", src.from)
 				continue
 			case errors.Is(err, io.EOF):
+				log.Info("upstream has ended the stream", "from", src.from, "frames", frames)
+				r.edge.metrics.pullEnded(err)
+				if src.worker != noWorker || !r.hasPlayers() {
+					return errEnded // the worker has waited for a new beginning already; or nobody waits
+				}
 				endedAt = time.Now()
-			}
-			if ctx.Err() == nil {
+			case ctx.Err() == nil:
 				log.Warn("pull lost", "from", src.from, "frames", frames, "err", err)
 				r.edge.metrics.pullEnded(err)
 			}

@@ -89,7 +89,8 @@ func tryAll[T any](ctx context.Context, e *Edge, t vhost.Target, trail *trail, t
 }
 
 // candidates returns the upstreams to be tried for a stream: its owner, if
-// discovery knows one, and then those that the vhost's policy picks.
+// discovery knows one, and then those that the vhost's policy picks. If discovery
+// knows that nobody owns the stream, that is the answer.
 func (e *Edge) candidates(ctx context.Context, t vhost.Target) ([]vhost.Upstream, error) {
 	var list []vhost.Upstream
 	var asked error
@@ -99,8 +100,10 @@ func (e *Edge) candidates(ctx context.Context, t vhost.Target) ([]vhost.Upstream
 			if up, ok := e.addressOf(l.Addr); ok {
 				list = append(list, up)
 			}
-		} else if asked = err; errors.Is(err, discovery.ErrNotFound) {
-			asked = fmt.Errorf("%w: %w", errGone, err)
+		} else if errors.Is(err, discovery.ErrNotFound) {
+			return nil, fmt.Errorf("%w: %w", errGone, err)
+		} else {
+			asked = err
 		}
 	}
 	picked, err := e.pulls[t.Key.Vhost].pick(ctx, t.Key.String())
@@ -187,6 +190,9 @@ func liveOrigins(d nodeLister) func(context.Context) ([]discovery.Node, error) {
 // the owner of the name, the vhost's upstreams, or any origin that is up.
 func (e *Edge) publishCandidates(ctx context.Context, t vhost.Target) ([]vhost.Upstream, error) {
 	list, err := e.candidates(ctx, t)
+	if errors.Is(err, errGone) { // a name that is free
+		list, err = e.pulls[t.Key.Vhost].pick(ctx, t.Key.String())
+	}
 	list = slices.DeleteFunc(slices.Clone(list), func(u vhost.Upstream) bool { return u.Scheme != "rtmp" })
 	if e.origins != nil && len(e.pulls[t.Key.Vhost].list) == 0 {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
