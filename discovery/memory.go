@@ -322,28 +322,28 @@ func (m *Memory) Heartbeat(_ context.Context, n Node) error {
 	}
 	m.nodes[n.ID] = &n
 	m.mu.Unlock()
+	if old == nil || old.Instance != n.Instance {
+		// Whoever listens at that address now, the run before it is dead, and its
+		// streams need not wait for their TTL. A second node that was given the
+		// same id by mistake has another address and keeps its own.
+		m.endLeases("node restarted", func(l *Lease) bool {
+			return l.Node == n.ID && l.Instance != n.Instance && l.Addr == n.Addr
+		})
+	}
 	if old == nil || old.Instance != n.Instance || old.State != n.State {
 		m.log.Info("node state changed", "node", n.ID, "role", n.Role, "state", n.State, "version", n.Version)
 	}
 	return nil
 }
 
-// Goodbye implements Members.
-func (m *Memory) Goodbye(_ context.Context, id, instance string) error {
-	if err := checkID("id", id); err != nil {
-		return fmt.Errorf("take goodbye: %w", err)
-	}
-	gone := false
+// endLeases ends all leases that match and returns their number.
+func (m *Memory) endLeases(cause string, match func(*Lease) bool) int {
 	var changes []change
 	m.mu.Lock()
-	if n := m.nodes[id]; n != nil && (instance == "" || n.Instance == instance) {
-		delete(m.nodes, id)
-		gone = true
-	}
 	steps := 0
 	for _, l := range m.streams {
-		if l.Node == id && (instance == "" || l.Instance == instance) {
-			changes = append(changes, m.end(l, "node left", time.Now()))
+		if match(l) {
+			changes = append(changes, m.end(l, cause, time.Now()))
 		}
 		// The loop steps with the lock held, so others may change the map here.
 		if steps++; steps%lockedSteps == 0 {
@@ -352,10 +352,28 @@ func (m *Memory) Goodbye(_ context.Context, id, instance string) error {
 		}
 	}
 	m.mu.Unlock()
-	if gone {
-		m.log.Info("node left", "node", id, "leases", len(changes))
-	}
 	m.logChanges(changes)
+	return len(changes)
+}
+
+// Goodbye implements Members.
+func (m *Memory) Goodbye(_ context.Context, id, instance string) error {
+	if err := checkID("id", id); err != nil {
+		return fmt.Errorf("take goodbye: %w", err)
+	}
+	m.mu.Lock()
+	n := m.nodes[id]
+	gone := n != nil && (instance == "" || n.Instance == instance)
+	if gone {
+		delete(m.nodes, id)
+	}
+	m.mu.Unlock()
+	ended := m.endLeases("node left", func(l *Lease) bool {
+		return l.Node == id && (instance == "" || l.Instance == instance)
+	})
+	if gone {
+		m.log.Info("node left", "node", id, "leases", ended)
+	}
 	return nil
 }
 

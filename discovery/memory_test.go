@@ -636,3 +636,33 @@ func TestOwnershipChangesAreLogged(t *testing.T) {
 		}
 	})
 }
+
+// A node that comes back after a crash frees what its dead run held: nobody waits
+// for the TTL. A stranger with the same id by mistake takes nothing away.
+func TestRestartedNodeFreesItsStreams(t *testing.T) {
+	m := newMemory()
+	ctx := t.Context()
+	beat := func(s Self) {
+		t.Helper()
+		if err := m.Heartbeat(ctx, Node{ID: s.Node, Instance: s.Instance, Role: RoleOrigin, Addr: s.Addr, State: StateUp}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	beat(selfA)
+	first := mustClaim(t, m, claimBy(selfA, "v/live/one"))
+
+	twin := Self{Node: "a", Instance: "twin", Addr: addrB}
+	beat(twin)
+	if l, err := m.Lookup(ctx, "v/live/one"); err != nil || l.Epoch != first.Epoch {
+		t.Errorf("after a node with the same id and another address: %+v, %v", l, err)
+	}
+
+	restarted := Self{Node: "a", Instance: "a2", Addr: addrA}
+	beat(restarted)
+	if l, err := m.Lookup(ctx, "v/live/one"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("after the restart the stream is still owned: %+v, %v", l, err)
+	}
+	if l := mustClaim(t, m, claimBy(selfB, "v/live/one")); l.Epoch <= first.Epoch {
+		t.Errorf("epoch %d after %d", l.Epoch, first.Epoch)
+	}
+}

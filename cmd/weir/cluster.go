@@ -208,33 +208,52 @@ func runCluster(ctx context.Context, l layout, demo bool, env []string, out, err
 	}
 	supervision := worker.DefaultConfig()
 	supervision.StopGrace *= 2 // an edge needs its own for its workers
-	var specs []worker.Spec
-	for _, m := range l.members() {
-		s := worker.Spec{Name: m.name, Args: []string{m.role}, Env: env, Config: l.render(m)}
-		if m.role == "discovery" {
-			s.Listen = []worker.Address{{
-				Name: discoveryListener, Key: "discovery listen; --port-offset N moves all ports",
-				Address: net.JoinHostPort("127.0.0.1", strconv.Itoa(l.Discovery)),
-			}}
+	open := func(role func(string) bool) (*worker.Supervisor, error) {
+		var specs []worker.Spec
+		for _, m := range l.members() {
+			if !role(m.role) {
+				continue
+			}
+			s := worker.Spec{Name: m.name, Args: []string{m.role}, Env: env, Config: l.render(m)}
+			if m.role == "discovery" {
+				s.Listen = []worker.Address{{
+					Name: discoveryListener, Key: "discovery listen; --port-offset N moves all ports",
+					Address: net.JoinHostPort("127.0.0.1", strconv.Itoa(l.Discovery)),
+				}}
+			}
+			specs = append(specs, s)
 		}
-		specs = append(specs, s)
+		return worker.Open(ctx, worker.Options{Config: supervision, Specs: specs, Output: errOut, Log: log})
 	}
-	s, err := worker.Open(ctx, worker.Options{Config: supervision, Specs: specs, Output: errOut, Log: log})
+	directory, err := open(func(role string) bool { return role == "discovery" })
 	if err != nil {
 		return fail(exitUsage, err)
 	}
+	nodes, err := open(func(role string) bool { return role != "discovery" })
+	if err != nil {
+		directory.Close()
+		return err
+	}
+
+	// Discovery stops last: the nodes say goodbye to it.
+	directoryCtx, stopDirectory := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopDirectory()
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return s.Run(ctx) })
+	g.Go(func() error { return directory.Run(directoryCtx) })
+	g.Go(func() error {
+		defer stopDirectory()
+		return nodes.Run(ctx)
+	})
 	g.Go(func() error {
 		select {
-		case <-s.Ready():
+		case <-nodes.Ready():
 		case <-ctx.Done():
 			return nil
 		}
 		if demo {
 			g.Go(func() error { return publishDemo(ctx, l, log) })
 		}
-		fmt.Fprint(out, l.banner(s.States(), demo))
+		fmt.Fprint(out, l.banner(append(directory.States(), nodes.States()...), demo))
 		return nil
 	})
 	return g.Wait()
