@@ -112,6 +112,8 @@ func New(cfg Config, o Options) *Edge {
 			e.origins = liveOrigins(d)
 		}
 	}
+	o.Set.NewGauge("weir_streams", func() float64 { n, _ := e.held(); return float64(n) })
+	o.Set.NewGauge("weir_log_bytes", func() float64 { _, n := e.held(); return float64(n) })
 	names := newResolver(cfg.Pull.ResolveTTL)
 	for _, v := range e.table.All() {
 		e.pulls[v.Name] = e.group(v, preferred(v.Config.Upstreams, cfg.Pull.Protocol), names)
@@ -121,6 +123,17 @@ func New(cfg Config, o Options) *Edge {
 	e.fetcher = newFetcher(e)
 	e.cache = hls.NewCache(cfg.HLSCache, e.fetcher.fetch, o.Set)
 	return e
+}
+
+// held returns the number of relayed streams and the memory of their logs in
+// bytes.
+func (e *Edge) held() (streams int, bytes int64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, r := range e.relays {
+		bytes += r.stream.Stats().LogBytes
+	}
+	return len(e.relays), bytes
 }
 
 // Vhosts returns the table of the edge's tenants.

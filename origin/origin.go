@@ -51,11 +51,24 @@ type Origin struct {
 
 // New returns the role. owner may be set later, before anything is served.
 func New(cfg Config, log *slog.Logger, set *metrics.Set) *Origin {
-	return &Origin{
+	o := &Origin{
 		cfg: cfg, node: cfg.Node.Name("origin"), table: vhost.NewTable(cfg.Vhosts), log: log, set: set,
 		redirects: set.NewCounter("weir_redirects_total"),
 		streams:   map[string]*publication{}, ended: map[string]*hls.Store{}, changed: make(chan struct{}),
 	}
+	set.NewGauge("weir_streams", func() float64 { n, _ := o.held(); return float64(n) })
+	set.NewGauge("weir_log_bytes", func() float64 { _, n := o.held(); return float64(n) })
+	return o
+}
+
+// held returns the number of streams and the memory of their logs in bytes.
+func (o *Origin) held() (streams int, bytes int64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, p := range o.streams {
+		bytes += p.stream.Stats().LogBytes
+	}
+	return len(o.streams), bytes
 }
 
 // SetOwner gives the origin its leases. To be called once, before it serves.
