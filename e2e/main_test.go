@@ -43,20 +43,31 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-// build makes the binary on first use; tests that need none do not wait for it.
-var build = sync.OnceValues(func() (string, error) {
-	path := filepath.Join(workshop, "weir")
-	cmd := exec.Command("go", "build", "-race", "-ldflags", "-X main.version=e2e", "-o", path, "weir/cmd/weir")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
+// The binaries are made on first use; tests that need none do not wait for them.
+var (
+	buildRace  = sync.OnceValues(func() (string, error) { return build("weir", "1", "-race") })
+	buildPlain = sync.OnceValues(func() (string, error) { return build("weir-plain", "0") })
+)
+
+func build(name, cgo string, flags ...string) (string, error) {
+	path := filepath.Join(workshop, name)
+	args := append(append([]string{"build"}, flags...), "-ldflags", "-X main.version=e2e", "-o", path, "weir/cmd/weir")
+	cmd := exec.Command("go", args...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED="+cgo)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build weir: %w\n%s", err, out)
 	}
 	return path, nil
-})
+}
 
-// weirBinary returns the path of the weir under test.
+// weirBinary returns the path of the weir under test: as it is shipped for
+// benchmarks, with the race detector for tests.
 func weirBinary(t testing.TB) string {
 	t.Helper()
+	build := buildRace
+	if _, ok := t.(*testing.B); ok {
+		build = buildPlain
+	}
 	path, err := build()
 	if err != nil {
 		t.Fatal(err)
