@@ -30,13 +30,21 @@ import (
 // fails.
 func run(t testing.TB, name string, args ...string) []byte {
 	t.Helper()
+	out, err := output(name, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func output(name string, args ...string) ([]byte, error) {
 	var out, complaint bytes.Buffer
 	cmd := exec.Command(name, args...)
 	cmd.Stdout, cmd.Stderr = &out, &complaint
 	if err := cmd.Run(); err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, complaint.Bytes())
+		return nil, fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, complaint.Bytes())
 	}
-	return out.Bytes()
+	return out.Bytes(), nil
 }
 
 // record makes a file of the given length with ffmpeg: a moving picture and a
@@ -377,4 +385,27 @@ func jitter(tags []media.Tag, seed uint64, most uint32) []media.Tag {
 		out[i] = tag.At(tag.Time() + r.Uint32N(most+1))
 	}
 	return out
+}
+
+// checkPlaylist checks one playlist and the structure of the segments in it.
+func checkPlaylist(t testing.TB, s *hls.Store, o hls.Object) {
+	t.Helper()
+	var c hlstest.Checker
+	_, fresh, err := c.Playlist(o.Body)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, o.Body)
+	}
+	for _, seg := range fresh {
+		r, ok := hls.ParsePath("/live/" + seg.URI)
+		if !ok {
+			t.Fatalf("segment URI %q is not one", seg.URI)
+		}
+		o := s.Get(context.Background(), r)
+		if o.Status != 200 {
+			t.Fatalf("listed segment: %d %s", o.Status, o.Body)
+		}
+		if _, err := hlstest.Inspect(o.Body); err != nil {
+			t.Fatal(err)
+		}
+	}
 }

@@ -1,8 +1,6 @@
 package hls
 
 import (
-	"fmt"
-
 	"github.com/bluenviron/mediacommon/v2/pkg/codecs/h264"
 	"github.com/bluenviron/mediacommon/v2/pkg/codecs/h265"
 	"github.com/bluenviron/mediacommon/v2/pkg/formats/mpegts"
@@ -40,7 +38,7 @@ type muxer struct {
 	units   [][]byte   // scratch
 }
 
-func newMuxer(video *videoConfig, audio *audioConfig) (*muxer, error) {
+func newMuxer(video *videoConfig, audio *audioConfig) *muxer {
 	m := &muxer{video: video, audio: audio, atStart: true}
 	if video != nil {
 		m.videoTrack = &mpegts.Track{Codec: &codecs.H264{}}
@@ -55,9 +53,9 @@ func newMuxer(video *videoConfig, audio *audioConfig) (*muxer, error) {
 	}
 	m.writer.W = m
 	if err := m.writer.Initialize(); err != nil {
-		return nil, fmt.Errorf("set up MPEG-TS: %w", err)
+		panic(err) // only for two tracks of one PID, and it chooses the PIDs
 	}
-	return m, nil
+	return m
 }
 
 func audioCodec(c *audioConfig) codecs.Codec {
@@ -68,8 +66,7 @@ func audioCodec(c *audioConfig) codecs.Codec {
 		return &codecs.Opus{
 			// Channel configurations 1 to 8 are that many channels in the order
 			// of Vorbis (ETSI TS Opus 0.1.3 draft, table 4-3).
-			Desc:         &substructs.OpusAudioDescriptor{ChannelConfigCode: uint8(c.channels)},
-			ChannelCount: c.channels,
+			Desc: &substructs.OpusAudioDescriptor{ChannelConfigCode: uint8(c.channels)},
 		}
 	}
 	return &codecs.MPEG4Audio{Config: c.aac}

@@ -39,6 +39,11 @@ func ParsePath(path string) (Request, bool) {
 		return Request{}, false
 	}
 	r := Request{App: rest[:slash]}
+	for part := range strings.SplitSeq(r.App, "/") {
+		if part == "" || part == "." || part == ".." {
+			return Request{}, false // would be another path to a URI parser
+		}
+	}
 	file := rest[slash+1:]
 	if name, ok := strings.CutSuffix(file, PlaylistExt); ok {
 		r.Name = name

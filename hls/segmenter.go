@@ -554,13 +554,15 @@ func (s *Segmenter) place(f frame, change bool) {
 }
 
 // jumps reports whether a frame is not on the timeline of the open segment: a
-// step back, or a gap that no segment can have.
+// step back, or a gap that no segment can have or that would make this one
+// longer by a second than may be declared.
 func (s *Segmenter) jumps(f frame, limit int64) bool {
 	last := s.audioLast
 	if f.kind == media.Video {
 		last = s.videoLast
 	}
-	return last.known && f.at < last.at-backwards || f.at < s.latest-skew || f.at-s.latest > limit
+	return last.known && f.at < last.at-backwards || f.at < s.latest-skew ||
+		f.at-s.latest > limit || f.at-s.start > limit+1000
 }
 
 // limit returns how long a segment may be in milliseconds.
@@ -608,12 +610,7 @@ func (s *Segmenter) begin(f frame) {
 		}
 	}
 	if s.muxer == nil || (s.muxer.video != video || s.muxer.audio != s.audio) && !s.muxer.adopt(video, s.audio) {
-		m, err := newMuxer(video, s.audio)
-		if err != nil { // it has no way to fail with these tracks
-			s.log.Error("hls: no multiplexer", "error", err)
-			m = s.muxer
-		}
-		s.muxer = m
+		s.muxer = newMuxer(video, s.audio)
 	}
 	s.open = true
 	s.start, s.latest = f.at, f.at
@@ -656,6 +653,7 @@ func (s *Segmenter) finish(end int64) {
 	s.flushAudio()
 	s.open = false
 	if len(s.muxer.out) == 0 {
+		s.discontinuity = true // no frame of its time could be written: a hole
 		return
 	}
 	body := s.muxer.take()

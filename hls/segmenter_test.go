@@ -14,6 +14,7 @@ import (
 // What ffmpeg made goes in; what ffmpeg decodes of all segments together must be
 // the same pictures and the same sound.
 func TestSegmentsHaveEveryFrame(t *testing.T) {
+	t.Parallel()
 	join := func(parts ...[]string) []string { return slices.Concat(parts...) }
 	for _, test := range []struct {
 		name      string

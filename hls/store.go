@@ -81,6 +81,9 @@ func newStore(config Config, name, vhost string, epoch uint64, now func() time.T
 // Playlist returns the playlist. Before the first segment it waits for one until
 // ctx is done, or until the stream ends or turns out to have no HLS form; then
 // the answer is a 404 that says so. The bytes are the same for whoever asks.
+//
+// ctx must not derive from a fasthttp.RequestCtx: a context that has one as its
+// parent reads it after its request, which is a data race.
 func (s *Store) Playlist(ctx context.Context) Object {
 	if p := s.playlist.Load(); p != nil {
 		return *p
@@ -166,7 +169,8 @@ func (s *Store) add(c cut) (target int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.target == 0 {
-		s.target = max(wholeSeconds(s.config.TargetDuration), int(c.duration.Round(time.Second)/time.Second))
+		first := min(c.duration, s.config.MaxDuration).Round(time.Second)
+		s.target = max(wholeSeconds(s.config.TargetDuration), int(first/time.Second))
 	}
 	seg := &segment{
 		seq: s.nextSeq,
