@@ -17,6 +17,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
@@ -331,20 +332,45 @@ func TestSlowReaderIsCut(t *testing.T) {
 			ctx.Response.SetBodyRaw(body)
 		},
 	})
-	n.send("GET / HTTP/1.1\nHost: h\n\n")
+	n.send("GET / HTTP/1.1\nHost: h\n\n") // and never reads
 	<-done
 	n.metric(`weir_http_connections 0`)
+}
 
-	// One that reads all the time gets everything, however long it takes.
-	done = make(chan struct{})
-	c := n.send("GET / HTTP/1.1\nHost: h\nConnection: close\n\n")
-	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if m, err := io.Copy(io.Discard, resp.Body); m != int64(len(body)) {
-		t.Errorf("%d of %d bytes: %v", m, len(body), err)
-	}
+// The write timeout is for each piece: a slow but steady reader gets everything,
+// however long it takes, and one that stops is cut.
+func TestWriteTimeoutIsForEachPiece(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := DefaultConfig()
+		s := New(cfg, nil, nil, slog.New(slog.DiscardHandler), metrics.NewSet())
+		server, client := net.Pipe()
+		r := &run{server: s, conns: map[*record]struct{}{}}
+		conn := r.join(server, func() {})
+		const pieces = 20
+		go func() {
+			piece := make([]byte, writePiece)
+			for range pieces {
+				time.Sleep(cfg.WriteTimeout * 9 / 10) // of the bubble's clock
+				io.ReadFull(client, piece)
+			}
+		}()
+		start := time.Now()
+		if n, err := conn.Write(make([]byte, pieces*writePiece)); n != pieces*writePiece || err != nil {
+			t.Errorf("%d bytes, %v", n, err)
+		}
+		if took := time.Since(start); took < 10*cfg.WriteTimeout {
+			t.Errorf("the steady reader took only %v", took)
+		}
+		start = time.Now()
+		if _, err := conn.Write([]byte("x")); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("a write that nobody reads: %v", err)
+		}
+		if took := time.Since(start); took != cfg.WriteTimeout {
+			t.Errorf("cut after %v, want %v", took, cfg.WriteTimeout)
+		}
+		conn.Close()
+		client.Close()
+	})
 }
 
 func TestGateRefusesWithAnAnswer(t *testing.T) {
@@ -416,6 +442,29 @@ func TestShutdownGraceEnds(t *testing.T) {
 	n.send("GET / HTTP/1.1\nHost: h\n\n") // and never reads
 	<-entered
 	n.stop()
+}
+
+func TestConfigValidate(t *testing.T) {
+	f := func(change func(*Config), want string) {
+		t.Helper()
+		cfg := DefaultConfig()
+		change(&cfg)
+		err := cfg.Validate()
+		if want == "" && err != nil || want != "" && (err == nil || !strings.HasPrefix(err.Error(), want)) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+	f(func(*Config) {}, "")
+	f(func(c *Config) { c.CORSOrigins = []string{"http://a.example:8080"} }, "")
+	f(func(c *Config) { c.CORSOrigins = nil }, "")
+	f(func(c *Config) { c.CORSOrigins = []string{"*", "a.example"} }, "cors_origins[1]: ")
+	f(func(c *Config) { c.CORSOrigins = []string{"https://a.example/"} }, "cors_origins[0]: ")
+	f(func(c *Config) { c.HeaderTimeout = 0 }, "header_timeout: ")
+	f(func(c *Config) { c.IdleTimeout = 2 * time.Hour }, "idle_timeout: ")
+	f(func(c *Config) { c.WriteTimeout = 200 * time.Millisecond }, "write_timeout: ")
+	f(func(c *Config) { c.ShutdownGrace = -1 }, "shutdown_grace: ")
+	f(func(c *Config) { c.MaxHeaderBytes = 1 << 20 }, "max_header_bytes: ")
+	f(func(c *Config) { c.MaxBodyBytes = 0 }, "max_body_bytes: ")
 }
 
 func TestBrokenListenerEndsServe(t *testing.T) {

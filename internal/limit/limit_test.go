@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -148,6 +149,18 @@ func TestValidate(t *testing.T) {
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
+// await receives from c, or ends the test after a while.
+func await[T any](t *testing.T, c <-chan T) T {
+	t.Helper()
+	select {
+	case v := <-c:
+		return v
+	case <-time.After(5 * time.Second):
+		t.Fatal("nothing came")
+		panic("unreachable")
+	}
+}
+
 func TestServe(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -175,7 +188,7 @@ func TestServe(t *testing.T) {
 
 	alice := dial()
 	defer alice.Close()
-	<-entered
+	await(t, entered)
 	bob := dial() // one too many
 	defer bob.Close()
 	if _, err := bob.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
@@ -185,9 +198,15 @@ func TestServe(t *testing.T) {
 	if _, err := alice.Read(make([]byte, 1)); err != io.EOF {
 		t.Errorf("alice was not closed after her handler returned: %v", err)
 	}
-	cathy := dial() // alice's place is free
+	// The place is given back after the connection was closed, not before.
+	for deadline := time.Now().Add(5 * time.Second); g.Open() > 0; runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Fatal("alice's place was not given back")
+		}
+	}
+	cathy := dial()
 	defer cathy.Close()
-	<-entered
+	await(t, entered)
 
 	// The end of the context stops accepting, but waits for cathy's handler.
 	cancel()
@@ -197,7 +216,7 @@ func TestServe(t *testing.T) {
 	default:
 	}
 	leave <- struct{}{}
-	if err := <-served; err != nil {
+	if err := await(t, served); err != nil {
 		t.Errorf("Serve: %v", err)
 	}
 	if g.Open() != 0 {
