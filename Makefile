@@ -41,8 +41,8 @@ test-imports: ## Check the import rules: which package of ours may import which
 fuzz: ## Run each fuzz target for FUZZTIME (default 3s)
 	GO="$(GO)" scripts/fuzz.sh $(FUZZTIME)
 
-bench: ## Run the Go benchmarks with allocation counts
-	$(GO) test -run '^$$' -bench . -benchmem -timeout 20m $(PACKAGES)
+bench: ## Run the Go benchmarks with allocation counts, and those of whole clusters
+	$(GO) test -run '^$$' -bench . -benchmem -timeout 20m ./...
 
 lint: vet staticcheck fmt-check ## vet, staticcheck and the gofmt check
 

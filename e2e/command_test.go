@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"fmt"
 	"io/fs"
-	"math/rand/v2"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -35,7 +37,11 @@ func TestPushThenPull(t *testing.T) {
 		startWeir(t, "weir pull of RTMP", "pull", edge.rtmpURL("live/demo"), "--out", overRTMP),
 		startWeir(t, "weir pull of HTTP-FLV", "pull", edge.httpURL("live/demo.flv"), "--out", overHTTP),
 	}
-	edge.awaitSessions("play", demo, 2)
+	// Both have to be there before the first frame: they see each other's
+	// connections at the edge, but the stream only as waiting.
+	edge.awaitStream(demo, "waiting")
+	awaitConnections(t, edge.rtmp, 1)
+	awaitConnections(t, edge.http, 1)
 
 	push := startWeir(t, "weir push", "push", file(t, clipFile), a.rtmpURL("live/demo"))
 	if code := push.wait(2*clip.Duration + waitTimeout); code != 0 {
@@ -67,6 +73,38 @@ func TestPushThenPull(t *testing.T) {
 		}
 		requireSameTags(t, filepath.Base(path), got, want)
 	}
+}
+
+// awaitConnections waits until n clients are connected to a listening address,
+// as the kernel knows it.
+func awaitConnections(t *testing.T, addr string, n int) {
+	t.Helper()
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	number, err := strconv.Atoi(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const established = "01"
+	eventually(t, waitTimeout, fmt.Sprintf("%s has %d connections", addr, n), func() error {
+		table, err := os.ReadFile("/proc/net/tcp")
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := 0
+		for line := range strings.Lines(string(table)) {
+			fields := strings.Fields(line) // number, local, remote, state
+			if len(fields) > 3 && strings.HasSuffix(fields[1], fmt.Sprintf(":%04X", number)) && fields[3] == established {
+				found++
+			}
+		}
+		if found < n {
+			return fmt.Errorf("it has %d", found)
+		}
+		return nil
+	})
 }
 
 // requireSameTags fails unless both lists hold the same tags: kinds, bodies,
@@ -204,15 +242,17 @@ func startSample(t *testing.T, path string) {
 	if err := yaml.Unmarshal(text, &config); err != nil {
 		t.Fatal(err)
 	}
-	for _, section := range []string{"rtmp", "http", "admin"} {
+	sections := []string{"rtmp", "http", "admin"}
+	if config["role"] == "discovery" {
+		sections = []string{"admin"}
+		config["listen"] = freeAddr(t)
+	}
+	for _, section := range sections {
 		values, _ := config[section].(map[string]any)
 		if values == nil {
 			values = map[string]any{}
 		}
 		values["listen"] = freeAddr(t)
-		if section == "rtmp" && config["role"] == "discovery" {
-			continue
-		}
 		config[section] = values
 	}
 	text, err = yaml.Marshal(config)
@@ -235,25 +275,32 @@ func startSample(t *testing.T, path string) {
 	n.stop()
 }
 
-// loopbackHost returns an address of the loopback network that no other test
-// uses: a cluster has fixed ports, so it gets a host of its own.
-func loopbackHost() string {
-	return fmt.Sprintf("127.%d.%d.%d", 64+rand.IntN(64), rand.IntN(256), 1+rand.IntN(254))
+// clusterPorts are the ports of a local cluster, by the URL or question that
+// each is for.
+var clusterPorts = map[string]int{
+	"edge rtmp": 1935, "edge http": 8080, "edge admin": 9090,
+	"a rtmp": 19351, "a http": 18081, "a admin": 19091,
+	"b rtmp": 19352, "b http": 18082, "b admin": 19092,
+	"discovery": 7070,
 }
 
 // A person runs `weir cluster`: there is a picture at once, in every format, at
 // every node, and Ctrl-C leaves nothing behind.
 func TestCluster(t *testing.T) {
 	t.Parallel()
-	host := loopbackHost()
+	offset := freeOffset(t, slices.Collect(maps.Values(clusterPorts)))
+	at := func(what string) string { return fmt.Sprintf("127.0.0.1:%d", clusterPorts[what]+offset) }
+	args := []string{"cluster", "--workers", "2", "--port-offset", strconv.Itoa(offset)}
+
+	weirBinary(t)
 	started := time.Now()
-	cluster := startWeir(t, "weir cluster", "cluster", "--listen", host)
-	edge := &node{process: cluster, id: "edge", rtmp: host + ":1935", http: host + ":8080", admin: host + ":9090"}
+	cluster := startWeir(t, "weir cluster", args...)
+	edge := &node{process: cluster, id: "edge", rtmp: at("edge rtmp"), http: at("edge http"), admin: at("edge admin")}
 	edge.awaitReady()
 	p := playFLV(t, edge.httpURL("live/demo.flv"), "")
 	p.await(1, 0)
 	t.Logf("first picture %v after the start", time.Since(started))
-	for _, origin := range []string{host + ":19091", host + ":19092"} {
+	for _, origin := range []string{at("a admin"), at("b admin")} {
 		(&node{process: cluster, id: origin, admin: origin}).awaitReady()
 	}
 
@@ -273,45 +320,47 @@ func TestCluster(t *testing.T) {
 		return nil
 	})
 	// Anybody can publish to the edge, and to either origin.
-	for i, url := range []string{edge.rtmpURL("live/one"), "rtmp://" + host + ":19351/live/two", "rtmp://" + host + ":19352/live/three"} {
+	for name, url := range map[string]string{
+		"one":   edge.rtmpURL("live/one"),
+		"two":   "rtmp://" + at("a rtmp") + "/live/two",
+		"three": "rtmp://" + at("b rtmp") + "/live/three",
+	} {
 		publish(t, file(t, otherFile), url)
-		name := []string{"one", "two", "three"}[i]
 		mine := playFLV(t, edge.httpURL("live/"+name+".flv"), "")
 		mine.await(25, 0)
 		fileSource(t, file(t, otherFile)).require(t, "player of "+name, mine.end(), 25, rules{})
 	}
 	clipSource(t).require(t, "player of the demo", p.end(), 50, rules{})
 
-	// A second cluster on the same host says which port is taken, and by which
+	// A second cluster on the same ports says which one is taken, and by which
 	// key to change it.
-	r := weir(t, startTimeout, "cluster", "--listen", host)
-	if out := r.stdout + r.stderr; r.code == 0 || !strings.Contains(out, host+":") || !strings.Contains(out, "listen") {
+	r := weir(t, startTimeout, args...)
+	taken := 0
+	for what := range clusterPorts {
+		taken += strings.Count(r.stderr, at(what))
+	}
+	if out := r.stdout + r.stderr; r.code == 0 || taken != 1 || strings.Count(r.stderr, "\n") != 1 || !strings.Contains(out, ".listen") || !strings.Contains(out, "--port-offset") {
 		t.Errorf("a second cluster: exit code %d, output\n%s", r.code, out)
 	}
 
 	children := descendants(t, cluster.pid())
-	if len(children) == 0 {
-		t.Error("the cluster has no worker processes")
+	if len(children) < 6 { // discovery, two origins, the edge and its workers
+		t.Errorf("the cluster has %d processes", len(children))
 	}
 	cluster.signal(syscall.SIGINT)
 	if code := cluster.wait(stopTimeout); code != 0 {
 		t.Errorf("the cluster ended with exit code %d on Ctrl-C", code)
 	}
 	for _, pid := range children {
-		eventually(t, stopTimeout, "the workers have ended", func() error {
+		eventually(t, stopTimeout, "the nodes have ended", func() error {
 			if alive(pid) {
 				return fmt.Errorf("process %d lives", pid)
 			}
 			return nil
 		})
 	}
-	for _, port := range []string{"1935", "8080", "9090", "19351", "18081", "19091", "19352", "18082", "19092", "7070"} {
-		l, err := net.Listen("tcp4", host+":"+port)
-		if err != nil {
-			t.Errorf("port %s is not free after the end: %v", port, err)
-			continue
-		}
-		l.Close()
+	if !allFree(offset, slices.Collect(maps.Values(clusterPorts))) {
+		t.Error("not all ports are free after the end")
 	}
 }
 

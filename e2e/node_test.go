@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -76,7 +75,7 @@ func writeConfig(t testing.TB, name, text string) string {
 func startDiscovery(t testing.TB, more string) *node {
 	t.Helper()
 	n := &node{id: "discovery", http: freeAddr(t), admin: freeAddr(t)}
-	config := fmt.Sprintf("role: discovery\nnode: {id: %s}\nhttp: {listen: %q}\nadmin: {listen: %q}\n%s", n.id, n.http, n.admin, more)
+	config := fmt.Sprintf("role: discovery\nnode: {id: %s}\nlisten: %q\nadmin: {listen: %q}\n%s", n.id, n.http, n.admin, more)
 	n.process = startWeir(t, n.id, "discovery", "-c", writeConfig(t, n.id, config))
 	n.awaitReady()
 	return n
@@ -181,19 +180,15 @@ type (
 		Restarts int    `json:"restarts"`
 	}
 	streamInfo struct {
-		Key     string   `json:"key"`
-		State   string   `json:"state"`
-		Players int      `json:"players"`
-		Codecs  []string `json:"codecs"`
-		Epoch   uint64   `json:"epoch"`
-		Source  string   `json:"source"`
-		Worker  *int     `json:"worker"`
+		Key    string `json:"key"`
+		State  string `json:"state"`
+		Source string `json:"source"`
+		Worker *int   `json:"worker"`
 	}
 	sessionInfo struct {
 		ID       string `json:"id"`
 		Kind     string `json:"kind"`
 		Stream   string `json:"stream"`
-		Remote   string `json:"remote"`
 		Protocol string `json:"protocol"`
 		Worker   *int   `json:"worker"`
 	}
@@ -228,14 +223,13 @@ func (n *node) awaitWorkers(count int) []workerInfo {
 	return workers
 }
 
-// sessions returns the node's sessions of a kind ("publish", "play", "pull",
-// "forward") of a stream.
+// sessions returns the node's sessions of a kind ("publish", "play") of a stream, without those by which its workers serve each other.
 func (n *node) sessions(kind, stream string) ([]sessionInfo, error) {
 	var answer struct{ Sessions []sessionInfo }
 	if err := n.ask("/api/v1/sessions", &answer); err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(answer.Sessions, func(s sessionInfo) bool { return s.Kind != kind || s.Stream != stream }), nil
+	return slices.DeleteFunc(answer.Sessions, func(s sessionInfo) bool { return s.Kind != kind || s.Stream != stream || s.Protocol == "worker" }), nil
 }
 
 // awaitSessions waits until the node has exactly count sessions of that kind.
@@ -283,22 +277,37 @@ func (n *node) awaitStream(key, state string) streamInfo {
 	return found
 }
 
-// puller returns the worker of an edge that pulls the stream from upstream.
+// puller returns the worker of an edge that pulls the stream from upstream; the
+// others get it from that one.
 func (n *node) puller(key string) int {
 	n.t.Helper()
 	index := -1
-	eventually(n.t, waitTimeout, n.id+" pulls "+key, func() error {
-		pulls, err := n.sessions("pull", key)
+	eventually(n.t, waitTimeout, "one worker of "+n.id+" pulls "+key, func() error {
+		streams, err := n.streams(key)
 		if err != nil {
 			return err
 		}
+		pulls := slices.DeleteFunc(slices.Clone(streams), func(s streamInfo) bool {
+			return s.State != "live" || strings.HasPrefix(s.Source, "worker ")
+		})
 		if len(pulls) != 1 || pulls[0].Worker == nil {
-			return fmt.Errorf("pulls: %+v", pulls)
+			return fmt.Errorf("streams: %+v", streams)
 		}
 		index = *pulls[0].Worker
 		return nil
 	})
 	return index
+}
+
+// awaitMetric waits until the series of a metric add up to want.
+func (n *node) awaitMetric(want float64, name string, labels ...string) {
+	n.t.Helper()
+	eventually(n.t, waitTimeout, fmt.Sprintf("%s of %s is %v", name, n.id, want), func() error {
+		if got := scrape(n.t, n.admin).sum(name, labels...); got != want {
+			return fmt.Errorf("it is %v", got)
+		}
+		return nil
+	})
 }
 
 // fetched is the answer to a request.
@@ -322,17 +331,25 @@ func get(t testing.TB, url string) fetched {
 const bodyLimit = 32 << 20
 
 func tryGet(url string) (fetched, error) {
-	response, err := client.Get(url)
+	request, err := http.NewRequest(http.MethodGet, url, nil)
+	if err != nil {
+		return fetched{}, err
+	}
+	return do(request)
+}
+
+func do(request *http.Request) (fetched, error) {
+	response, err := client.Do(request)
 	if err != nil {
 		return fetched{}, err
 	}
 	defer response.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(response.Body, bodyLimit+1))
 	if err != nil {
-		return fetched{}, fmt.Errorf("read %s: %w", url, err)
+		return fetched{}, fmt.Errorf("read %s: %w", request.URL, err)
 	}
 	if len(body) > bodyLimit {
-		return fetched{}, errors.New("answer of " + url + " is too large")
+		return fetched{}, fmt.Errorf("answer of %s is too large", request.URL)
 	}
 	return fetched{response.StatusCode, response.Header, body}, nil
 }

@@ -16,7 +16,33 @@ var ports = struct {
 	next int
 }{next: firstPort + os.Getpid()*37%(lastPort-firstPort)}
 
-const firstPort, lastPort = 20000, 32000
+const firstPort, lastPort = 20000, 28000
+
+// freeOffset returns a number to add to the fixed ports of a local cluster so
+// that all of them are free and none is one that freeAddr gives away.
+func freeOffset(t testing.TB, fixed []int) int {
+	t.Helper()
+	const low, high = 10_000, 12_500
+	for n := range high - low {
+		offset := low + (os.Getpid()*41+n*7)%(high-low)
+		if allFree(offset, fixed) {
+			return offset
+		}
+	}
+	t.Fatal("no free ports for a cluster")
+	return 0
+}
+
+func allFree(offset int, fixed []int) bool {
+	for _, port := range fixed {
+		l, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", port+offset))
+		if err != nil {
+			return false
+		}
+		l.Close()
+	}
+	return true
+}
 
 // freeAddr returns an address of 127.0.0.1 that nobody listens on and that no
 // other caller gets.
