@@ -17,27 +17,33 @@ import (
 
 // ServerConfig configures a discovery server.
 type ServerConfig struct {
-	// Listen is the address of the HTTP API, as host:port. Port 0 takes a free port.
+	// The address of the HTTP API, as host:port. Port 0 takes a free port.
 	Listen string `yaml:"listen"`
-	// Token is the bearer token that calls which change the directory must bring. Empty: none is asked for, which is for loopback and closed networks only.
+	// The bearer token that calls which change the directory must bring, without white space.
+	// Empty: none is asked for, which is for loopback and closed networks only. `weir check`
+	// prints it.
 	Token string `yaml:"token"`
-	// LeaseTTL is how long a stream stays with its owner without a renewal, if the owner asks for no other time.
+	// How long a stream stays with its owner without a renewal, if the owner asks for no other
+	// time; from 300ms to max_lease_ttl.
 	LeaseTTL time.Duration `yaml:"lease_ttl"`
-	// MaxLeaseTTL is the longest time that an owner or node can ask for.
+	// The longest time that an owner or node can ask for, from 1s to 1h.
 	MaxLeaseTTL time.Duration `yaml:"max_lease_ttl"`
-	// NodeTTL is how long a node counts as alive after its last heartbeat, if it asks for no other time.
+	// How long a node counts as alive after its last heartbeat, if it asks for no other time;
+	// from 300ms to max_lease_ttl.
 	NodeTTL time.Duration `yaml:"node_ttl"`
-	// MaxStreams is the largest number of streams; each takes about 0.4 KB.
+	// The largest number of streams, from 1 to 10000000; each takes about 0.4 KB.
 	MaxStreams int `yaml:"max_streams"`
-	// MaxNodes is the largest number of nodes.
+	// The largest number of nodes, from 1 to 1000000.
 	MaxNodes int `yaml:"max_nodes"`
-	// MaxBody is the largest body of a request.
+	// The largest body of a request, from 1MiB to 64MiB.
 	MaxBody units.Bytes `yaml:"max_body"`
-	// MaxConnections is the largest number of open connections; further ones are closed at once.
+	// The largest number of open connections, from 1 to 1000000; further ones are closed at
+	// once.
 	MaxConnections int `yaml:"max_connections"`
-	// RequestTimeout is how long a client may take to send a request, and again to take the answer.
+	// How long a client may take to send a request, and again to take the answer; from 100ms to
+	// 10m.
 	RequestTimeout time.Duration `yaml:"request_timeout"`
-	// ShutdownTimeout is how long calls under way may take to finish when the server stops.
+	// How long calls under way may take to finish when the server stops, from 0s to 10m.
 	ShutdownTimeout time.Duration `yaml:"shutdown_timeout"`
 }
 
@@ -110,25 +116,32 @@ const minTTL = 300 * time.Millisecond
 // Config says how a node finds the directory. With neither urls nor peers the
 // node stands alone: it owns whatever is published to it.
 type Config struct {
-	// URLs are the base URLs of discovery servers that share one directory, as in http://10.0.0.1:7070. They are tried in turn from the last that answered. Several memory engines are several directories: do not mix them.
+	// The base URLs of discovery servers that share one directory, as in http://10.0.0.1:7070.
+	// They are tried in turn from the last that answered. Several discovery servers of this
+	// version are several directories, because each has its own in memory: name one.
 	URLs []string `yaml:"urls"`
-	// Peers are the HTTP API addresses of the other origins, as host:port, to be asked instead of a discovery server. SRS origins may be among them. Streams are then not exclusive: two origins may take the same name at the same moment.
+	// The HTTP addresses of the other origins, as host:port, to be asked instead of a discovery
+	// server; at most 64, and not together with urls. SRS origins may be among them, by their
+	// API address. Streams are then not exclusive: two origins may take the same name at the
+	// same moment.
 	Peers []string `yaml:"peers"`
-	// Token is the bearer token of the discovery servers.
+	// The bearer token of the discovery servers. `weir check` prints it.
 	Token string `yaml:"token"`
-	// Timeout is how long one call to the directory may take, over all urls.
+	// How long one call to the directory may take, over all urls; from 10ms to 1m.
 	Timeout time.Duration `yaml:"timeout"`
-	// PeerTimeout is how long peers may take to answer; a silent peer counts as one that does not have the stream.
+	// How long peers may take to answer, from 10ms to 10s; a silent peer counts as one that does
+	// not have the stream.
 	PeerTimeout time.Duration `yaml:"peer_timeout"`
-	// LeaseTTL is how long a stream stays with this node without a renewal. It is renewed every third of it.
+	// How long a stream stays with this origin without a renewal, from 300ms to 1h (and at most
+	// the server's max_lease_ttl). It is renewed every third of it. Edges do not use it.
 	LeaseTTL time.Duration `yaml:"lease_ttl"`
-	// Heartbeat is how often this node tells its state and load.
+	// How often this node tells the directory that it lives, from 100ms to 1m.
 	Heartbeat time.Duration `yaml:"heartbeat"`
-	// CacheTTL is how long a found owner is used without asking again.
+	// How long a found owner is used without asking again, from 0s to 1m.
 	CacheTTL time.Duration `yaml:"cache_ttl"`
-	// StaleFor is how long a found owner is used while the directory is unavailable.
+	// How long a found owner is used while the directory is unavailable, from 0s to 24h.
 	StaleFor time.Duration `yaml:"stale_for"`
-	// CacheSize is the largest size of all found owners.
+	// The memory of all found owners together, at least 64KiB.
 	CacheSize units.Bytes `yaml:"cache_size"`
 }
 

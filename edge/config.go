@@ -24,37 +24,42 @@ type Config struct {
 	Role string `yaml:"role"`
 	// Who the node is.
 	Node node.Config `yaml:"node"`
-	// RTMP: players, and publishers that are forwarded.
+	// The RTMP door: players, and publishers that are forwarded.
 	RTMP RTMPConfig `yaml:"rtmp"`
-	// HTTP: HTTP-FLV, WebSocket-FLV and HLS players.
+	// The HTTP door: HTTP-FLV, WebSocket-FLV and HLS players.
 	HTTP HTTPConfig `yaml:"http"`
-	// Admin interface of the node: metrics, health, API.
+	// The admin interface of the node: metrics, health, API and console. The supervisor answers
+	// it for all workers.
 	Admin admin.Config `yaml:"admin"`
-	// Under which addresses others reach the node.
+	// Under which addresses others reach the node. An edge tells them to discovery.
 	Advertise node.Advertise `yaml:"advertise"`
-	// Worker processes that share the node's ports; 0 means one per core.
+	// The number of worker processes that share the node's ports, from 0 to 256; 0 means one per
+	// core.
 	Workers int `yaml:"workers"`
 	// How the worker processes are supervised.
 	Supervision worker.Config `yaml:"supervision"`
-	// Directory that says which origin owns a stream. Without it the vhosts' upstreams are asked.
+	// The directory that says which origin owns a stream. It is asked first; without it, or
+	// while it does not answer and nothing is remembered, the vhost's upstreams are asked.
 	Discovery discovery.Config `yaml:"discovery"`
-	// Players.
+	// What players may cost.
 	Play session.Config `yaml:"play"`
-	// Pulls from upstream.
+	// How streams are pulled from upstream.
 	Pull PullConfig `yaml:"pull"`
-	// Publishers that are forwarded.
+	// What happens to publishers at this edge: they are forwarded to an origin.
 	Forward ForwardConfig `yaml:"forward"`
-	// HLS files fetched from upstream.
+	// The cache of the HLS files that are fetched from upstream, per worker.
 	HLSCache hls.CacheConfig `yaml:"hls_cache"`
-	// Limits on connections, per worker.
+	// How many connections the RTMP door takes, and as many again the HTTP door; per worker.
 	Limits limit.Config `yaml:"limits"`
-	// Tenants by name. `__defaultVhost__` is the one of requests that name no other.
+	// The tenants by name. `__defaultVhost__` is the one of requests that name no other; it
+	// exists also when the file does not name it.
 	Vhosts vhost.Vhosts `yaml:"vhosts"`
 }
 
 // RTMPConfig is the RTMP door.
 type RTMPConfig struct {
-	// Address to listen on, as HOST:PORT.
+	// The address to listen on, as HOST:PORT. HOST is an IP address, `localhost`, or empty for
+	// all addresses; port 0 takes a free one.
 	Listen string `yaml:"listen"`
 
 	rtmp.ServerConfig `yaml:",inline"`
@@ -62,7 +67,8 @@ type RTMPConfig struct {
 
 // HTTPConfig is the HTTP door.
 type HTTPConfig struct {
-	// Address to listen on, as HOST:PORT.
+	// The address to listen on, as HOST:PORT. HOST is an IP address, `localhost`, or empty for
+	// all addresses; port 0 takes a free one.
 	Listen string `yaml:"listen"`
 
 	httpserver.Config `yaml:",inline"`
@@ -70,27 +76,36 @@ type HTTPConfig struct {
 
 // PullConfig rules how an edge gets streams from upstream.
 type PullConfig struct {
-	// Protocol of pulls: `rtmp` or `http-flv`. Upstreams of the other scheme are used when a vhost has no others.
+	// What streams are pulled by: `rtmp` or `http-flv`. Upstreams of the other scheme are used
+	// by a vhost that has no others. At an owner that discovery names, the address of this
+	// protocol is taken, or else the other.
 	Protocol Protocol `yaml:"protocol"`
-	// How long a stream is still pulled after its last player left.
+	// How long a stream is still pulled after its last player left, from 0s to 1h.
 	Linger time.Duration `yaml:"linger"`
-	// How many redirects one pull follows, never to a node it was at.
+	// How many redirects one pull follows, from 0 to 10. None leads to a node that the pull was
+	// at already.
 	MaxRedirects int `yaml:"max_redirects"`
-	// How long one upstream may take to connect and to answer.
+	// How long one upstream may take to connect, and again to answer, from 50ms to 1m. Over
+	// HTTP-FLV the answer may take `play.wait_publisher` longer.
 	ConnectTimeout time.Duration `yaml:"connect_timeout"`
-	// How long an upstream may send nothing before the next one is tried.
+	// How long an upstream may send nothing before the next one is tried, from 500ms to 10m.
+	// This is how a silent upstream is noticed; one that closes the connection is left at once.
 	ReadTimeout time.Duration `yaml:"read_timeout"`
-	// Pause before the second attempt; the first follows a failure at once. Doubles up to retry_max, with jitter.
+	// The pause before the second attempt, from 10ms to 1m; the first follows a failure at once.
+	// It doubles up to retry_max; each pause is spread over its upper half.
 	RetryMin time.Duration `yaml:"retry_min"`
-	// Longest pause between two attempts.
+	// The longest pause between two attempts, from retry_min to 10m.
 	RetryMax time.Duration `yaml:"retry_max"`
-	// How long players stay connected while no upstream can be had.
+	// How long players stay connected, from the last frame on, while no upstream can be had;
+	// from 0s to 1h.
 	GiveUp time.Duration `yaml:"give_up"`
-	// How long players stay connected after upstream said that the stream has ended, in case that it begins again.
+	// How long players stay connected after upstream said that the stream has ended, in case
+	// that it begins again; from 0s to 1h.
 	EndAfter time.Duration `yaml:"end_after"`
-	// How long an upstream that failed is tried last.
+	// How long an upstream that failed is tried last, from 0s to 1h.
 	Eject time.Duration `yaml:"eject"`
-	// How long the addresses of an upstream's name are used before it is looked up again.
+	// How long the addresses of an upstream's name are used before it is looked up again, from
+	// 1s to 24h. If that fails the old ones stay in use.
 	ResolveTTL time.Duration `yaml:"resolve_ttl"`
 }
 
@@ -108,9 +123,12 @@ func (Protocol) Choices() []string { return []string{string(PullRTMP), string(Pu
 
 // ForwardConfig rules publishers at an edge.
 type ForwardConfig struct {
-	// How long a publisher is kept, and another upstream sought, after the upstream that it was forwarded to was lost.
+	// How long a publisher is kept, and another upstream sought, after the upstream that it was
+	// forwarded to was lost; from 0s to 1h. It should be longer than `lease_ttl` of discovery,
+	// because the name is the lost origin's until its lease has ended.
 	ResumeWindow time.Duration `yaml:"resume_window"`
-	// How far (media time) the forwarding may be behind the publisher before it jumps to the newest key frame.
+	// How far (media time) forwarding may be behind the publisher before it jumps to the newest
+	// key frame, from 500ms to 10m.
 	MaxLag time.Duration `yaml:"max_lag"`
 }
 

@@ -17,12 +17,11 @@ import (
 
 // CacheConfig is the HLS cache section of an edge.
 type CacheConfig struct {
-	// MaxBytes bounds what the cache keeps, playlists and segments of all
-	// streams together; what was asked for longest ago goes first. At least four
-	// times max_object_bytes.
+	// The memory of the cache, playlists and segments of all streams together, per worker; what
+	// was asked for longest ago goes first. At least four times max_object_bytes.
 	MaxBytes units.Bytes `yaml:"max_bytes"`
-	// MaxObjectBytes is the largest playlist or segment that is taken from
-	// upstream; at least 64KiB. A larger one is an error.
+	// The largest playlist or segment that is taken from upstream, from 64KiB to 1GiB. A larger
+	// one is an error.
 	MaxObjectBytes units.Bytes `yaml:"max_object_bytes"`
 	// PlaylistTTL is how long a playlist is answered from the cache before it is
 	// fetched again, at most as long as upstream permits; from 0s to 10s.
@@ -34,12 +33,11 @@ type CacheConfig struct {
 	// StaleFor is how long the last playlist is still answered while upstream
 	// fails, from 0s to 1m.
 	StaleFor time.Duration `yaml:"stale_for"`
-	// FetchTimeout bounds one fetch from upstream, from 100ms to 1m. A fetch goes
-	// on until then even if nobody waits for it any more.
+	// How long one fetch from upstream may take, from 100ms to 1m. A fetch goes on until then
+	// even if nobody waits for it any more.
 	FetchTimeout time.Duration `yaml:"fetch_timeout"`
-	// MaxFetches bounds the fetches that run at the same time, from 1 to 10000;
-	// beyond it a request for something that is neither cached nor being fetched
-	// is refused.
+	// The number of fetches that run at the same time, from 1 to 10000; beyond it a request for
+	// something that is neither cached nor being fetched is refused.
 	MaxFetches int `yaml:"max_fetches"`
 }
 

@@ -44,8 +44,8 @@ import (
 
 // Config is the HLS section of a vhost.
 type Config struct {
-	// Enabled switches HLS on: streams are cut into segments as they come in,
-	// and .m3u8 requests are answered.
+	// Whether there is HLS: an origin cuts streams into segments as they come in, and .m3u8
+	// requests are answered.
 	Enabled bool `yaml:"enabled"`
 	// TargetDuration is how long a segment should be, from 1s to 60s. It ends at
 	// the first key frame after this time, so an encoder whose key frames are
@@ -60,12 +60,12 @@ type Config struct {
 	// more where the playlist would otherwise be shorter than three target
 	// durations.
 	Window int `yaml:"window"`
-	// MaxSegmentBytes ends a segment whatever its length; at least 256KiB. A
-	// single frame that is larger than this is left out.
+	// The size at which a segment ends whatever its length, from 256KiB to 1GiB. A single frame
+	// that is larger than this is left out.
 	MaxSegmentBytes units.Bytes `yaml:"max_segment_bytes"`
-	// MaxBytes bounds what one stream keeps in memory: the segments of the
-	// playlist, the removed ones that slow players may still ask for, and the one
-	// being written. At least four times max_segment_bytes.
+	// The memory of one stream's segments: those of the playlist, the removed ones that slow
+	// players may still ask for, and the one being written. At least four times
+	// max_segment_bytes.
 	MaxBytes units.Bytes `yaml:"max_bytes"`
 	// Wait is how long a playlist request waits for the first segment of a stream
 	// that has just begun, at most 60s; 0s answers 404 at once.
@@ -73,8 +73,7 @@ type Config struct {
 	// Linger is how long the playlist and segments of a stream that has ended
 	// stay available, at most 1h.
 	Linger time.Duration `yaml:"linger"`
-	// AllowOrigin is sent as Access-Control-Allow-Origin so that pages of other
-	// sites may play; empty sends none.
+	// What web pages of other sites may play. No node uses it yet: `http.cors_origins` decides.
 	AllowOrigin string `yaml:"allow_origin"`
 }
 

@@ -22,29 +22,33 @@ type Config struct {
 	Role string `yaml:"role"`
 	// Who the node is.
 	Node node.Config `yaml:"node"`
-	// RTMP: publishers, and players and edges that pull.
+	// The RTMP door: publishers, and edges and players that pull.
 	RTMP RTMPConfig `yaml:"rtmp"`
-	// HTTP: HTTP-FLV and HLS, and the question of SRS nodes for the owner of a stream.
+	// The HTTP door: HTTP-FLV, WebSocket-FLV and HLS, and the question of other origins (weir or
+	// SRS) for the owner of a stream, `/api/v1/clusters`.
 	HTTP HTTPConfig `yaml:"http"`
-	// Admin interface of the node: metrics, health, API.
+	// The admin interface of the node: metrics, health, API and console.
 	Admin admin.Config `yaml:"admin"`
 	// Under which addresses others reach the node: these are what redirects and lookups name.
 	Advertise node.Advertise `yaml:"advertise"`
-	// Directory in which the origins of a cluster agree on the owner of a stream.
+	// The directory in which the origins of a cluster agree on the owner of a stream. Without it
+	// the origin owns whatever is published to it.
 	Discovery discovery.Config `yaml:"discovery"`
-	// Players.
+	// What players and pulling edges may cost.
 	Play session.Config `yaml:"play"`
-	// Publishers.
+	// What happens to the streams of publishers.
 	Publish PublishConfig `yaml:"publish"`
-	// Limits on connections.
+	// How many connections the RTMP door takes, and as many again the HTTP door.
 	Limits limit.Config `yaml:"limits"`
-	// Tenants by name. `__defaultVhost__` is the one of requests that name no other.
+	// The tenants by name. `__defaultVhost__` is the one of requests that name no other; it
+	// exists also when the file does not name it.
 	Vhosts vhost.Vhosts `yaml:"vhosts"`
 }
 
 // RTMPConfig is the RTMP door.
 type RTMPConfig struct {
-	// Address to listen on, as HOST:PORT.
+	// The address to listen on, as HOST:PORT. HOST is an IP address, `localhost`, or empty for
+	// all addresses; port 0 takes a free one.
 	Listen string `yaml:"listen"`
 
 	rtmp.ServerConfig `yaml:",inline"`
@@ -52,7 +56,8 @@ type RTMPConfig struct {
 
 // HTTPConfig is the HTTP door.
 type HTTPConfig struct {
-	// Address to listen on, as HOST:PORT.
+	// The address to listen on, as HOST:PORT. HOST is an IP address, `localhost`, or empty for
+	// all addresses; port 0 takes a free one.
 	Listen string `yaml:"listen"`
 
 	httpserver.Config `yaml:",inline"`
@@ -60,7 +65,9 @@ type HTTPConfig struct {
 
 // PublishConfig rules publishers.
 type PublishConfig struct {
-	// How long a stream keeps its name and its players after its publisher was lost. A publisher that ends its stream properly ends it at once.
+	// How long a stream keeps its name and its players after its publisher was lost, from 0s to
+	// 1h; meanwhile another origin may take the name. A publisher that unpublishes ends its
+	// stream at once.
 	ResumeWindow time.Duration `yaml:"resume_window"`
 }
 

@@ -2,21 +2,15 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
-	"time"
 
-	"github.com/VictoriaMetrics/metrics"
 	"github.com/urfave/cli/v2"
-	"golang.org/x/sync/errgroup"
 
 	"weir/configs"
-	"weir/discovery"
 	"weir/edge"
-	"weir/internal/admin"
-	"weir/internal/node"
+	"weir/internal/discoverynode"
 	"weir/internal/worker"
 	"weir/origin"
 )
@@ -108,35 +102,10 @@ func workerCommand(child *worker.Child) *cli.Command {
 	}
 }
 
-// discoveryConfig is the configuration file of a discovery server.
-type discoveryConfig struct {
-	// What the file configures: `discovery`.
-	Role string `yaml:"role"`
-	// Who the node is.
-	Node node.Config `yaml:"node"`
-	// Admin interface of the node: metrics and health. Its API is answered on `listen`.
-	Admin admin.Config `yaml:"admin"`
-
-	discovery.ServerConfig `yaml:",inline"`
-}
-
-func defaultDiscovery() discoveryConfig {
-	return discoveryConfig{Role: "discovery", ServerConfig: discovery.DefaultServerConfig()}
-}
-
-// Validate returns all that is wrong, each error beginning with the key.
-func (c *discoveryConfig) Validate() error {
-	var role error
-	if c.Role != "discovery" {
-		role = errors.New("role: must be discovery")
-	}
-	return errors.Join(role, configs.Prefix("node", c.Node.Validate()), configs.Prefix("admin", c.Admin.Validate()), c.ServerConfig.Validate())
-}
-
 func discoveryCommand(child *worker.Child) *cli.Command {
 	return nodeCommand(child, "discovery", "run a discovery server: the directory of streams and nodes",
 		func(ctx context.Context, _ *cli.Context, file []byte, name string, log *slog.Logger, ready func()) error {
-			cfg := defaultDiscovery()
+			cfg := discoverynode.Default()
 			if err := configs.Parse(name, file, &cfg); err != nil {
 				return fail(exitUsage, err)
 			}
@@ -144,47 +113,29 @@ func discoveryCommand(child *worker.Child) *cli.Command {
 			if child != nil {
 				l = child.Listeners[discoveryListener]
 			}
-			return runDiscovery(ctx, cfg, l, log, ready)
+			return discoverynode.Run(ctx, cfg, discoverynode.Options{Listener: l, Version: versionText(), Log: log, Ready: ready})
 		})
-}
-
-// runDiscovery serves until ctx ends. l may be nil.
-func runDiscovery(ctx context.Context, cfg discoveryConfig, l net.Listener, log *slog.Logger, ready func()) error {
-	set := metrics.NewSet()
-	server := discovery.NewServer(cfg.ServerConfig, discovery.NewMemory(cfg.Memory(), log, set), log)
-	if l == nil {
-		var err error
-		if l, err = node.Listen(ctx, "listen", cfg.Listen); err != nil {
-			return err
-		}
-	}
-	g, ctx := errgroup.WithContext(ctx)
-	if cfg.Admin.Listen != "" {
-		al, err := node.Listen(ctx, "admin.listen", cfg.Admin.Listen)
-		if err != nil {
-			l.Close()
-			return err
-		}
-		a := admin.New(admin.Options{
-			Config: cfg.Admin,
-			Node: admin.NodeInfo{
-				ID: cfg.Node.Name("discovery"), Role: "discovery", Version: versionText(), Started: time.Now(),
-				Addresses: map[string]string{"http": l.Addr().String(), "admin": al.Addr().String()},
-			},
-			Source: admin.Source{Metrics: []*metrics.Set{set}},
-			Log:    log,
-		})
-		g.Go(func() error { return a.Serve(ctx, al) })
-	}
-	log.Info("discovery listens", "http", l.Addr().String())
-	g.Go(func() error { return server.Serve(ctx, l) })
-	ready()
-	return g.Wait()
 }
 
 // discoveryListener is the name of the listener that weir cluster opens for its
 // discovery server, so that the origins find it from their first moment on.
 const discoveryListener = "api"
+
+// defaultsOf returns a pointer to the configuration of one of configs.Roles with
+// its defaults.
+func defaultsOf(role string) any {
+	switch role {
+	case "origin":
+		d := origin.Default()
+		return &d
+	case "edge":
+		d := edge.Default()
+		return &d
+	default:
+		d := discoverynode.Default()
+		return &d
+	}
+}
 
 func checkCommand() *cli.Command {
 	return &cli.Command{
@@ -207,18 +158,7 @@ func checkCommand() *cli.Command {
 			if err != nil {
 				return fail(exitUsage, err)
 			}
-			var cfg any
-			switch role {
-			case "origin":
-				d := origin.Default()
-				cfg = &d
-			case "edge":
-				d := edge.Default()
-				cfg = &d
-			default:
-				d := defaultDiscovery()
-				cfg = &d
-			}
+			cfg := defaultsOf(role)
 			if err := configs.Parse(name, file, cfg); err != nil {
 				return fail(exitUsage, err)
 			}

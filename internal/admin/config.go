@@ -9,16 +9,16 @@ import (
 
 // Config is the part of a node's configuration that is about its admin server.
 type Config struct {
-	// Listen is the TCP address, host:port. Empty: no admin server.
+	// The TCP address to listen on, as HOST:PORT. Empty: no admin server.
 	Listen string `yaml:"listen"`
 
-	// Token, if not empty, is asked for by everything but /healthz and
-	// /readyz, as "Authorization: Bearer TOKEN" or as the password of HTTP
-	// Basic with any user name (which is what a browser can do).
+	// What requests have to carry as `Authorization: Bearer TOKEN`, or as the password of HTTP
+	// Basic with any user name, which is what a browser can do; visible ASCII. /healthz and
+	// /readyz never ask for it. Empty: nobody is asked. `weir check` prints it.
 	Token string `yaml:"token"`
 
-	// Pprof serves the profiles of Go's runtime at /debug/pprof/. They show
-	// memory of the process: not for an address that others reach.
+	// Whether the profiles of Go's runtime are served at /debug/pprof/. They show memory of the
+	// process: leave it off where others reach the address, or set a token.
 	Pprof bool `yaml:"pprof"`
 }
 

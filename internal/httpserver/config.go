@@ -11,19 +11,28 @@ import (
 
 // Config is the players' HTTP server.
 type Config struct {
-	// Time in which a client must have sent a whole request, counted from its first byte (from the connection's start if it sends nothing), however it spreads the bytes. Later it gets 408 and is closed.
+	// The time in which a client must have sent a whole request, counted from its first byte
+	// (from the connection's start if it sends nothing), however it spreads the bytes; from
+	// 100ms to 1h. Later it gets 408 and is closed.
 	HeaderTimeout time.Duration `yaml:"header_timeout"`
-	// Largest request line and headers. A larger request gets 431 and the connection is closed. Each connection that is sending a request holds one buffer of this size.
+	// The largest request line and headers, from 1KiB to 64KiB. A larger request gets 431 and
+	// the connection is closed. Each connection that is sending a request holds one buffer of
+	// this size.
 	MaxHeaderBytes units.Bytes `yaml:"max_header_bytes"`
-	// Largest request body, which players have no need of. A larger one gets 413 and the connection is closed.
+	// The largest request body, which players have no need of; from 1B to 128KiB. A larger one
+	// gets 413 and the connection is closed.
 	MaxBodyBytes units.Bytes `yaml:"max_body_bytes"`
-	// Time that a keep-alive connection may be without a request.
+	// The time that a keep-alive connection may be without a request, from 100ms to 1h.
 	IdleTimeout time.Duration `yaml:"idle_timeout"`
-	// Time in which a client must take each 64 KiB of a response; slower ones are cut. Live streams over HTTP are ruled by the limits of players instead.
+	// The time in which a client must take each 64 KiB of a response, from 100ms to 1h; slower
+	// ones are cut. Live streams over HTTP are ruled by `play.write_timeout` instead.
 	WriteTimeout time.Duration `yaml:"write_timeout"`
-	// Time that requests in progress get to finish when the server stops. Live streams end at once.
+	// The time that requests in progress get to finish when the server stops, from 0s to 1h.
+	// Live streams end at once.
 	ShutdownGrace time.Duration `yaml:"shutdown_grace"`
-	// Web pages that may play from here: origins such as `https://www.example.com`, or `*` for all, which is the default. It rules CORS headers and the Origin of WebSocket handshakes; an empty list allows only pages of this very host.
+	// The web pages that may play from here: origins such as `https://www.example.com`, or `*`
+	// for all. It rules CORS headers and the Origin of WebSocket handshakes; an empty list
+	// allows only pages of this very host.
 	CORSOrigins []string `yaml:"cors_origins"`
 }
 

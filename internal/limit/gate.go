@@ -15,7 +15,9 @@ import (
 
 // Config bounds the connections of one process.
 type Config struct {
-	// Connections open at the same time, from all clients. A node with several workers applies it to each worker. 0 means no limit but the process's descriptors.
+	// Connections open at the same time at one door (RTMP or HTTP), from all clients. A node
+	// with several workers applies it to each worker. 0 means no limit but the process's
+	// descriptors.
 	MaxConnections int `yaml:"max_connections"`
 	// Connections open at the same time from one client address. An IPv6 client counts by its /64 network. 0 means no limit, which is the default, because one address may stand for many players: a CDN, a load balancer, a provider's or a company's NAT. Where clients connect directly, 100 is a fair value.
 	MaxConnectionsPerAddress int `yaml:"max_connections_per_address"`

@@ -13,7 +13,10 @@ import (
 
 // Config says who the node is.
 type Config struct {
-	// Name of the node in the cluster: in logs, leases and redirects. Empty: the host's name with the role.
+	// The name of the node in the cluster: in logs, leases and redirects. Printable ASCII
+	// without blanks, commas and double quotes; a discovery server takes at most 64 letters,
+	// digits or `. _ : -`. Each node of a cluster needs its own. Empty: the host's name with the
+	// role, as in `host7-edge`.
 	ID string `yaml:"id"`
 }
 
@@ -48,11 +51,14 @@ func (c *Config) Name(role string) string {
 // Advertise is where other nodes and players reach this one, apart from where
 // it listens.
 type Advertise struct {
-	// Address for RTMP, as HOST:PORT, that redirects and lookups name. Empty: the address that the node listens on.
+	// The address for RTMP, as HOST:PORT, that redirects and lookups name. Empty: the address
+	// that the node listens on, which is of no use to others if that is 0.0.0.0.
 	RTMP string `yaml:"rtmp"`
-	// Address for HTTP-FLV and HLS, as HOST:PORT, that redirects and lookups name. Empty: the address that the node listens on.
+	// The address for HTTP-FLV and HLS, as HOST:PORT, that redirects and lookups name. Empty:
+	// the address that the node listens on.
 	HTTP string `yaml:"http"`
-	// Address of the HTTP API, as HOST:PORT, that peers are told. Empty: the address for HTTP.
+	// The address of the HTTP API, as HOST:PORT, that peers are told. Empty: the address for
+	// HTTP, where an origin answers `/api/v1/clusters`.
 	API string `yaml:"api"`
 }
 

@@ -19,48 +19,46 @@ import (
 
 // ServerConfig holds the limits and timers of RTMP connections that are accepted.
 type ServerConfig struct {
-	// HandshakeTimeout is the time that a client has from the accept to its
-	// publish or play command, in whatever pace it sends; 100ms to 10m.
+	// The time that a client has from the accept to its publish or play command, in whatever
+	// pace it sends; from 100ms to 10m.
 	HandshakeTimeout time.Duration `yaml:"handshake_timeout"`
-	// WriteTimeout is the time that one write to the client may take before the
-	// connection is cut; 100ms to 10m.
+	// The time that one write of an answer may take before the connection is cut, from 100ms to
+	// 10m. The media of players is ruled by `play.write_timeout`.
 	WriteTimeout time.Duration `yaml:"write_timeout"`
-	// PublishIdleTimeout cuts a publisher that sends no bytes for this long;
-	// 1s to 1h.
+	// How long a publisher may send no bytes before it is cut, from 1s to 1h.
 	PublishIdleTimeout time.Duration `yaml:"publish_idle_timeout"`
-	// CloseTimeout is the time that a client which was refused gets to read the
-	// answer and close before the connection is cut; 0 to 1m.
+	// The time that a client which was refused gets to read the answer and close before the
+	// connection is cut, from 0s to 1m.
 	CloseTimeout time.Duration `yaml:"close_timeout"`
-	// RedirectWait is the time that a redirected client gets to react before the
-	// connection is closed; 0 to 1m.
+	// The time that a redirected client gets to react before the connection is closed, from 0s
+	// to 1m.
 	RedirectWait time.Duration `yaml:"redirect_wait"`
 
-	// MaxCommand is the largest command, and before publish or play were
-	// authorised the largest message and the most memory that all unfinished
-	// messages of a connection may hold; 4KiB to 64KiB.
+	// The largest command, from 4KiB to 64KiB. Until publish or play has been granted it is also
+	// the largest message, and the most memory that all unfinished messages of a connection may
+	// hold.
 	MaxCommand units.Bytes `yaml:"max_command"`
-	// MaxName is the longest app, stream name or other text of a command that
-	// is kept for the session; 64B to 4KiB.
+	// The longest app, stream name or other text of a command that is kept for the session, from
+	// 64B to 4KiB.
 	MaxName units.Bytes `yaml:"max_name"`
-	// MaxMessage is the largest message of an authorised publisher, in practice
-	// its largest key frame; 64KiB to 16777215B.
+	// The largest message of a publisher that was let in, in practice its largest key frame;
+	// from 64KiB to 16777215B.
 	MaxMessage units.Bytes `yaml:"max_message"`
-	// MaxUnfinished is the most memory that the unfinished messages of an
-	// authorised publisher may hold together; at least max_message, at most 1GiB.
+	// The most memory that the unfinished messages of a publisher that was let in may hold
+	// together, from max_message to 1GiB.
 	MaxUnfinished units.Bytes `yaml:"max_unfinished"`
-	// MaxChunkStreams is the most chunk streams that a client may use; 8 to 1024.
+	// The number of chunk streams that a client may use, from 8 to 1024.
 	MaxChunkStreams int `yaml:"max_chunk_streams"`
-	// MaxAMFDepth is how deep the objects of a command may nest; 2 to 32.
+	// How deep the objects of a command may nest, from 2 to 32.
 	MaxAMFDepth int `yaml:"max_amf_depth"`
-	// MaxAMFValues is the most values in one command, those inside objects and
-	// arrays included; 32 to 512.
+	// The number of values in one command, those inside objects and arrays included; from 32 to
+	// 512.
 	MaxAMFValues int `yaml:"max_amf_values"`
 
-	// WindowAckSize is the number of bytes after which each side acknowledges
-	// what it received; 64KiB to 1GiB.
+	// The number of bytes after which each side acknowledges what it received, from 64KiB to
+	// 1GiB.
 	WindowAckSize units.Bytes `yaml:"window_ack_size"`
-	// ChunkSize is the size of the chunks that are sent; large chunks cost less;
-	// 128B to 16777215B.
+	// The size of the chunks that are sent, from 128B to 16777215B. Large chunks cost less.
 	ChunkSize units.Bytes `yaml:"chunk_size"`
 }
 

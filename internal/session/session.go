@@ -155,15 +155,21 @@ func (p *Publisher) End(why string) { p.live.end(why) }
 
 // Config is the `play` section: what players may cost.
 type Config struct {
-	// How far (media time) a player may fall behind the newest frame before it jumps to the newest key frame.
+	// How far (media time) a player may fall behind the newest frame before it jumps to the
+	// newest key frame, from 500ms to 10m. The log of a stream keeps as much, within
+	// max_log_bytes.
 	MaxLag time.Duration `yaml:"max_lag"`
-	// How long a player's connection may take no byte before it is cut.
+	// How long a player's connection may take no byte before it is cut, from 100ms to 10m.
 	WriteTimeout time.Duration `yaml:"write_timeout"`
-	// Memory of one stream's log; a group of pictures that is larger cannot be joined at its key frame.
+	// The memory of one stream's log, from 256KiB to 4GiB. A group of pictures that is larger
+	// cannot be joined at its key frame. An edge has one log per worker that serves the stream,
+	// and one for each publisher that is forwarded.
 	MaxLogBytes units.Bytes `yaml:"max_log_bytes"`
-	// How long a player waits for a stream that nobody publishes yet before it is told so; 0 answers at once.
+	// How long a player waits for a stream that nobody publishes yet before it is told so, from
+	// 0s to 10m; 0s answers at once.
 	WaitPublisher time.Duration `yaml:"wait_publisher"`
-	// Sessions (players and publishers together) per process; 0 means no limit beyond that on connections.
+	// The number of sessions (players and publishers together, HLS viewers not counted) per
+	// process; 0 means no limit beyond that on connections.
 	MaxSessions int `yaml:"max_sessions"`
 }
 

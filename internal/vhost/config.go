@@ -39,33 +39,44 @@ func (Policy) Choices() []string { return []string{string(RoundRobin), string(Ha
 
 // Config is one tenant.
 type Config struct {
-	// Other host names that select this vhost.
+	// Other host names that select this vhost, without a port. Letter case does not matter. No
+	// two vhosts may share one.
 	Aliases []string `yaml:"aliases"`
-	// Where an edge pulls this vhost's streams from and forwards its publishers to, when discovery does not say: RTMP or HTTP addresses of origins or other edges, as `rtmp://HOST:PORT`, `http://HOST:PORT` or `HOST:PORT` (RTMP). A name may resolve to several addresses. Edges only.
+	// Where an edge pulls this vhost's streams from and forwards its publishers to, when
+	// discovery does not say: origins or other edges, as `rtmp://HOST:PORT`, `http://HOST:PORT`
+	// or `HOST:PORT` (RTMP). Without discovery HLS needs those with http:// and publishers need
+	// those with rtmp://. A name may resolve to several addresses. Origins do not use it.
 	Upstreams []string `yaml:"upstreams"`
-	// How an edge picks among the upstreams: `round_robin` or `hash` (a stream stays with an upstream while it lives).
+	// How an edge picks among the upstreams: `round_robin` (in turn, one counter for the vhost)
+	// or `hash` (a stream stays with an upstream while that lives).
 	Policy Policy `yaml:"policy"`
-	// Publishers of this vhost.
+	// Who may publish to this vhost.
 	Publish PublishConfig `yaml:"publish"`
-	// Players of this vhost.
+	// How many players this vhost may have.
 	Play PlayConfig `yaml:"play"`
-	// HLS of this vhost's streams.
+	// How the HLS of this vhost's streams is cut. An edge uses only `enabled`; the rest is the
+	// origin's.
 	HLS hls.Config `yaml:"hls"`
 }
 
 // PublishConfig rules a vhost's publishers.
 type PublishConfig struct {
-	// Keys of which a publisher must give one as `?key=KEY` behind the stream name. Without keys anybody may publish.
+	// A publisher must give one of these as `?key=KEY` behind the stream name (or behind the
+	// server URL). Without keys anybody may publish. Edges and origins both check, so give them
+	// the same list.
 	Keys []configs.Secret `yaml:"keys"`
-	// What a second publisher of a live stream gets: `reject` (refused with NetStream.Publish.BadName) or `replace` (takes the stream over, the first is cut).
+	// What a second publisher of a live stream gets at an origin: `reject` (refused with
+	// NetStream.Publish.BadName) or `replace` (takes the stream over, the first is cut).
 	OnConflict Conflict `yaml:"on_conflict"`
 }
 
 // PlayConfig limits a vhost's players.
 type PlayConfig struct {
-	// Players of this vhost per process (an edge has one process per worker); 0 means no limit.
+	// The number of players of this vhost per process (an edge has one process per worker), HLS
+	// viewers not counted; 0 means no limit.
 	MaxPlayers int `yaml:"max_players"`
-	// Players of one stream per process; 0 means no limit.
+	// The number of players of one stream per process, HLS viewers not counted; 0 means no
+	// limit.
 	MaxPlayersPerStream int `yaml:"max_players_per_stream"`
 }
 

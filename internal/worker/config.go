@@ -9,24 +9,24 @@ import (
 // Config is the part of a node's configuration that says how its processes are
 // supervised. The zero value is not valid; begin with DefaultConfig.
 type Config struct {
-	// ReadyTimeout bounds the time from the start of a process until it says
-	// that it is ready. One that takes longer is killed. More than 0.
+	// The time from the start of a process until it must have said that it is ready; one that
+	// takes longer is killed. More than 0s.
 	ReadyTimeout time.Duration `yaml:"ready_timeout"`
 
-	// StopGrace is what a process gets between SIGTERM and SIGKILL, and
-	// between the death of its supervisor and its own. More than 0.
+	// The time that a process gets between SIGTERM and SIGKILL, and between the death of its
+	// supervisor and its own. More than 0s.
 	StopGrace time.Duration `yaml:"stop_grace"`
 
-	// RestartMin is the pause before the second restart in a row. The first
-	// one has none; each later one doubles it, up to RestartMax. The pause
-	// taken is spread evenly over its upper half. More than 0.
+	// The pause before the second restart in a row. The first one has none; each later one
+	// doubles it, up to restart_max. The pause taken is spread evenly over its upper half. More
+	// than 0s.
 	RestartMin time.Duration `yaml:"restart_min"`
 
-	// RestartMax is the longest pause before a restart. At least RestartMin.
+	// The longest pause before a restart, at least restart_min.
 	RestartMax time.Duration `yaml:"restart_max"`
 
-	// RestartReset is how long a process has to have lived for its death to
-	// count as the first one again. More than 0.
+	// How long a process has to have lived for its death to count as the first one again. More
+	// than 0s.
 	RestartReset time.Duration `yaml:"restart_reset"`
 }
 

@@ -1,0 +1,40 @@
+// Package discoverynode is the discovery server as a node: its configuration
+// file, its admin interface, and the directory on the network. What it serves is
+// package discovery, which knows neither of them.
+package discoverynode
+
+import (
+	"errors"
+
+	"weir/configs"
+	"weir/discovery"
+	"weir/internal/admin"
+	"weir/internal/node"
+)
+
+// Config is the configuration of a discovery server.
+type Config struct {
+	// What the file configures: `discovery`.
+	Role string `yaml:"role"`
+	// Who the node is.
+	Node node.Config `yaml:"node"`
+	// The admin interface of the node: metrics, health, API and console. It is off by default; give it an address of its own. The directory's API is answered at `listen`, not here.
+	Admin admin.Config `yaml:"admin"`
+
+	discovery.ServerConfig `yaml:",inline"`
+}
+
+// Default returns the configuration of a discovery server whose file sets
+// nothing. It has no admin interface.
+func Default() Config {
+	return Config{Role: "discovery", ServerConfig: discovery.DefaultServerConfig()}
+}
+
+// Validate returns all that is wrong, each error beginning with the key.
+func (c *Config) Validate() error {
+	var role error
+	if c.Role != "discovery" {
+		role = errors.New("role: must be discovery")
+	}
+	return errors.Join(role, configs.Prefix("node", c.Node.Validate()), configs.Prefix("admin", c.Admin.Validate()), c.ServerConfig.Validate())
+}

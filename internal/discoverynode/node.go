@@ -1,0 +1,64 @@
+package discoverynode
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/VictoriaMetrics/metrics"
+	"golang.org/x/sync/errgroup"
+
+	"weir/discovery"
+	"weir/internal/admin"
+	"weir/internal/node"
+)
+
+// Options are what Run needs beyond the configuration.
+type Options struct {
+	// Listener is where the directory is served instead of cfg.Listen, if not
+	// nil. Run owns it.
+	Listener net.Listener
+	Version  string
+	Log      *slog.Logger
+	// Ready, if not nil, is called once the node serves.
+	Ready func()
+}
+
+// Run serves a directory in memory until ctx ends or it cannot go on. cfg must
+// be valid.
+func Run(ctx context.Context, cfg Config, o Options) error {
+	set := metrics.NewSet()
+	server := discovery.NewServer(cfg.ServerConfig, discovery.NewMemory(cfg.Memory(), o.Log, set), o.Log)
+	l := o.Listener
+	if l == nil {
+		var err error
+		if l, err = node.Listen(ctx, "listen", cfg.Listen); err != nil {
+			return err
+		}
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	if cfg.Admin.Listen != "" {
+		al, err := node.Listen(ctx, "admin.listen", cfg.Admin.Listen)
+		if err != nil {
+			l.Close()
+			return err
+		}
+		a := admin.New(admin.Options{
+			Config: cfg.Admin,
+			Node: admin.NodeInfo{
+				ID: cfg.Node.Name("discovery"), Role: "discovery", Version: o.Version, Started: time.Now(),
+				Addresses: map[string]string{"http": l.Addr().String(), "admin": al.Addr().String()},
+			},
+			Source: admin.Source{Metrics: []*metrics.Set{set}},
+			Log:    o.Log,
+		})
+		g.Go(func() error { return a.Serve(ctx, al) })
+	}
+	o.Log.Info("discovery listens", "http", l.Addr().String())
+	g.Go(func() error { return server.Serve(ctx, l) })
+	if o.Ready != nil {
+		o.Ready()
+	}
+	return g.Wait()
+}
