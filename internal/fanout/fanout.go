@@ -8,7 +8,9 @@ package fanout
 
 import (
 	"errors"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,7 +38,9 @@ type Limits struct {
 	// MaxLag is the media time that a player may be behind the newest frame
 	// before it jumps to the newest key frame.
 	MaxLag time.Duration
-	// WriteTimeout is how long a player may take no byte before it is cut.
+	// WriteTimeout is how long a player may take no byte before it is cut; one
+	// that takes a little now and then is cut only after up to twice that time
+	// without a byte.
 	WriteTimeout time.Duration
 }
 
@@ -49,16 +53,23 @@ type Result struct {
 }
 
 // Player is what Add takes. All fields are read only after Add.
+//
+// The fan-out only writes to Conn. Whoever adds a player reads from it: a player
+// that leaves while its stream stalls is noticed by nobody else, who then calls
+// End or EndGently.
 type Player struct {
 	Conn   net.Conn
 	Cursor *stream.Cursor
 	Stream *stream.Stream // that Cursor reads
 	Format Format
 	Limits Limits
-	// Farewell is written when the stream has ended, before the connection is
-	// closed. It may be nil.
+	// Farewell is written when the stream has ended and all of it was sent. It
+	// may be nil. The sending side is closed behind it, and the connection when
+	// End is called or after 2 s: one that is closed at once while the player
+	// still has something to say is reset, which can eat what it has not read.
 	Farewell []byte
-	// Done is called once, after the connection was closed.
+	// Done is called once, after the connection was closed, in a goroutine of the
+	// engine. It must not call Engine.Close.
 	Done func(Result)
 }
 
@@ -73,18 +84,30 @@ type Engine struct {
 
 // Session is one player while it plays.
 type Session struct {
-	p     Player
-	wake  chan struct{} // capacity 1
-	bytes atomic.Uint64
+	// Static.
+	p    Player
+	wake chan struct{} // capacity 1
+	gone chan struct{} // closed by the first End
 
+	bytes   atomic.Uint64
 	skipped atomic.Uint64
 
 	mu     sync.Mutex
-	inject []byte  // guarded by mu; to be written at the next tag boundary
-	reason Reason  // guarded by mu; set when someone ends the session
-	paused bool    // guarded by mu
-	muted  [2]bool // guarded by mu; audio, video
+	inject []byte // guarded by mu; to be written at the next tag boundary
+	reason Reason // guarded by mu; why the session ends, once that is sure
+	ended  bool   // guarded by mu; End was called
+	wish   wish   // guarded by mu
 }
+
+// wish is what a player wants of its stream.
+type wish struct {
+	leave  Reason // set to end at the next tag boundary
+	paused bool
+	muted  muted
+}
+
+// muted says which kinds are left out.
+type muted struct{ audio, video bool }
 
 // ErrClosed is returned by Add once the engine was closed.
 var ErrClosed = errors.New("fan-out is closed")
@@ -92,7 +115,7 @@ var ErrClosed = errors.New("fan-out is closed")
 // Add starts writing to a player. The engine owns the connection from then on,
 // also when it fails.
 func (e *Engine) Add(p Player) (*Session, error) {
-	s := &Session{p: p, wake: make(chan struct{}, 1)}
+	s := &Session{p: p, wake: make(chan struct{}, 1), gone: make(chan struct{})}
 	e.mu.Lock()
 	if e.closed {
 		e.mu.Unlock()
@@ -127,10 +150,11 @@ func (e *Engine) Len() int {
 func (e *Engine) Close() {
 	e.mu.Lock()
 	e.closed = true
-	for s := range e.sessions {
+	all := slices.Collect(maps.Keys(e.sessions))
+	e.mu.Unlock()
+	for _, s := range all { // not under the lock: closing a connection may take its time
 		s.End(Shutdown)
 	}
-	e.mu.Unlock()
 	e.running.Wait()
 }
 
@@ -153,23 +177,26 @@ func (s *Session) Inject(b []byte) {
 	s.poke()
 }
 
-// Pause stops sending media or, with false, goes on at the newest key frame.
+// Pause stops sending media or, with false, goes on: at the newest key frame if
+// one has come meanwhile, else where it stopped. What passes during a pause does
+// not count as skipped.
 func (s *Session) Pause(on bool) {
 	s.mu.Lock()
-	s.paused = on
+	s.wish.paused = on
 	s.mu.Unlock()
 	s.poke()
 }
 
-// Mute leaves out all tags of a kind, or sends them again.
+// Mute leaves out the frames of a kind, or sends them again: audio at once,
+// video from the next key frame on. Decoder headers are sent all the same.
 func (s *Session) Mute(kind media.Kind, on bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch kind {
 	case media.Audio:
-		s.muted[0] = on
+		s.wish.muted.audio = on
 	case media.Video:
-		s.muted[1] = on
+		s.wish.muted.video = on
 	}
 }
 
@@ -177,18 +204,32 @@ func (s *Session) Mute(kind media.Kind, on bool) {
 // and none after the session's own end.
 func (s *Session) End(why Reason) {
 	s.mu.Lock()
-	first := s.reason == ""
-	if first {
+	if s.reason == "" {
 		s.reason = why
 	}
+	first := !s.ended
+	s.ended = true
 	s.mu.Unlock()
 	if first {
+		close(s.gone)
 		s.p.Conn.Close()
 		s.poke()
 	}
 }
 
-// Bytes returns what was written so far; Skipped the tags lost so far.
+// EndGently is End for a player that takes part in it: what was given to Inject
+// before is written first, behind the tag that is on its way. The write timeout
+// bounds that.
+func (s *Session) EndGently(why Reason) {
+	s.mu.Lock()
+	if s.wish.leave == "" {
+		s.wish.leave = why
+	}
+	s.mu.Unlock()
+	s.poke()
+}
+
+// Bytes returns what was written so far.
 func (s *Session) Bytes() uint64 { return s.bytes.Load() }
 
 // Skipped returns the tags that the player lost so far by being slow.

@@ -7,98 +7,59 @@ import (
 	"weir/internal/flv"
 	"weir/internal/media"
 	"weir/internal/rtmp/chunk"
-	"weir/internal/stream"
 )
 
-// Format turns runs of a log into the bytes that one player gets. A value
-// belongs to one player.
+// Format turns tags into the bytes that one player gets. A value belongs to one
+// player.
 type Format interface {
-	// append adds the run to pending. What must be made for this player is made
-	// in scratch; slices of it in pending stay valid because scratch is grown
-	// by appending before it is sliced.
-	append(pending net.Buffers, scratch []byte, run stream.Run, muted [2]bool) (net.Buffers, []byte)
+	// append adds whole tags, in their order, to pending. What must be made for
+	// this player is made in scratch; slices of it in pending stay valid because
+	// scratch is grown by appending before it is sliced.
+	append(pending net.Buffers, scratch []byte, tags []media.Tag) (net.Buffers, []byte)
 }
 
 // FLV is the format of HTTP-FLV: the tags as they lie in the log.
 type FLV struct{ started bool }
 
-func (f *FLV) append(pending net.Buffers, scratch []byte, run stream.Run, muted [2]bool) (net.Buffers, []byte) {
-	for t := range f.tags(run, muted) {
+func (f *FLV) append(pending net.Buffers, scratch []byte, tags []media.Tag) (net.Buffers, []byte) {
+	if len(tags) == 0 {
+		return pending, scratch
+	}
+	if !f.started {
+		f.started = true
+		pending = append(pending, fileHeader(tags))
+	}
+	for _, t := range tags {
 		pending = append(pending, t)
 	}
 	return pending, scratch
 }
 
-// tags yields what an FLV player gets for a run, the file header first.
-func (f *FLV) tags(run stream.Run, muted [2]bool) func(yield func([]byte) bool) {
-	return func(yield func([]byte) bool) {
-		if len(run.Entries) == 0 {
-			return
-		}
-		if !f.started {
-			f.started = true
-			if !yield(fileHeader(run)) {
-				return
-			}
-		}
-		for t := range joined(run, muted) {
-			if !yield(t) {
-				return
-			}
-		}
-	}
-}
-
-// joined yields the headers that the reader lacks and then the run's tags.
-func joined(run stream.Run, muted [2]bool) func(yield func(media.Tag) bool) {
-	return func(yield func(media.Tag) bool) {
-		if run.Headers != nil && len(run.Entries) > 0 {
-			for _, t := range run.Headers.At(run.Entries[0].Tag.Time()) {
-				if !isMuted(muted, t.Kind()) && !yield(t) {
-					return
-				}
-			}
-		}
-		for i := range run.Entries {
-			if e := &run.Entries[i]; !isMuted(muted, e.Info.Kind) && !yield(e.Tag) {
-				return
-			}
-		}
-	}
-}
-
-// fileHeader announces the kinds that the run shows: players such as mpegts.js
-// wait for every kind that is announced.
-func fileHeader(run stream.Run) []byte {
+// fileHeader announces the kinds that the first tags show: players such as
+// mpegts.js wait for every kind that is announced.
+func fileHeader(tags []media.Tag) []byte {
 	var audio, video bool
-	look := func(k media.Kind) {
-		audio = audio || k == media.Audio
-		video = video || k == media.Video
-	}
-	if run.Headers != nil {
-		for i := range run.Headers.Len() {
-			look(run.Headers.Tag(i).Kind())
-		}
-	}
-	for i := range run.Entries {
-		look(run.Entries[i].Info.Kind)
+	for _, t := range tags {
+		audio = audio || t.Kind() == media.Audio
+		video = video || t.Kind() == media.Video
 	}
 	return flv.Header(audio, video)
 }
 
 // WebSocketFLV is FLV in binary WebSocket messages (RFC 6455, section 5.2), one
-// message for each run.
+// message for each batch of tags.
 type WebSocketFLV struct{ flv FLV }
 
-func (f *WebSocketFLV) append(pending net.Buffers, scratch []byte, run stream.Run, muted [2]bool) (net.Buffers, []byte) {
-	at, size := len(pending), 0
-	pending = append(pending, nil) // for the frame header
-	for t := range f.flv.tags(run, muted) {
-		pending = append(pending, t)
-		size += len(t)
+func (f *WebSocketFLV) append(pending net.Buffers, scratch []byte, tags []media.Tag) (net.Buffers, []byte) {
+	if len(tags) == 0 {
+		return pending, scratch
 	}
-	if size == 0 {
-		return pending[:at], scratch
+	at := len(pending)
+	pending = append(pending, nil) // for the frame header
+	pending, scratch = f.flv.append(pending, scratch, tags)
+	size := 0
+	for _, b := range pending[at:] {
+		size += len(b)
 	}
 	start := len(scratch)
 	scratch = appendFrameHeader(scratch, size)
@@ -124,9 +85,9 @@ type RTMP struct {
 	ChunkSize int    // that was announced to the player
 }
 
-func (f *RTMP) append(pending net.Buffers, scratch []byte, run stream.Run, muted [2]bool) (net.Buffers, []byte) {
+func (f *RTMP) append(pending net.Buffers, scratch []byte, tags []media.Tag) (net.Buffers, []byte) {
 	start := len(scratch)
-	for t := range joined(run, muted) {
+	for _, t := range tags {
 		scratch = chunk.AppendMedia(scratch, t, f.StreamID, f.ChunkSize)
 	}
 	if len(scratch) > start {

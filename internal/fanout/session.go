@@ -12,99 +12,221 @@ import (
 	"weir/internal/stream"
 )
 
+// A batch is what is taken from the log and formatted at a time. Its bounds are
+// also those of what a slow player keeps in memory besides the log, of what must
+// be sent before a jump, and of the wait of what is injected.
 const (
-	batchTags  = 64       // entries taken from the log at a time
-	writePiece = 64 << 10 // bytes for which the connection has one write timeout
+	batchTags  = 64
+	batchBytes = 128 << 10 // the tag that exceeds it included
+
+	writePiece = 64 << 10        // bytes of one write
+	maxScratch = 256 << 10       // bytes that are kept for the next batch
+	endLinger  = 2 * time.Second // for a player to close after the farewell
 )
+
+// sender is what run owns.
+type sender struct {
+	*Session
+
+	tags    []media.Tag     // the batch
+	entry   [1]stream.Entry // taken from the log one by one, to stop at batchBytes
+	pending net.Buffers     // the batch in the player's format; shares memory with the log
+	scratch []byte          // framing made for this player
+	piece   net.Buffers     // of pending, while it is being written
+
+	paused  bool
+	probe   stream.Cursor // while paused: reads on to see the stream's end
+	video   bool          // frames of video are sent
+	waiting bool          // for the key frame that video goes on with
+	pauses  uint64        // tags that pauses passed over
+}
 
 // run is one player's whole life.
 func (s *Session) run() Result {
 	s.p.Stream.Subscribe(s.wake)
 	defer s.p.Stream.Unsubscribe(s.wake)
 
-	var (
-		batch   [batchTags]stream.Entry
-		pending net.Buffers // to be written; shares memory with the log
-		scratch []byte      // framing made for this player
-		paused  bool
-	)
+	r := sender{Session: s, video: true}
 	for {
-		inject, pause, muted, reason := s.take()
+		inject, wish, reason := s.take()
 		if reason != "" {
 			return s.finish(reason, nil)
 		}
-		pending, scratch = pending[:0], scratch[:0]
+		r.pending = r.pending[:0]
 		if len(inject) > 0 {
-			pending = append(pending, inject)
+			r.pending = append(r.pending, inject)
 		}
-		if paused && !pause {
-			s.p.Cursor.Jump()
-		}
-		paused = pause
-
-		var err error
-		if !paused {
-			var run stream.Run
-			if _, behind := s.p.Cursor.Behind(); time.Duration(behind)*time.Millisecond > s.p.Limits.MaxLag {
-				s.p.Cursor.Jump()
+		if wish.leave != "" {
+			if err := r.write(); err != nil {
+				return s.finish(classify(err), err)
 			}
-			run, err = s.p.Cursor.Next(batch[:])
-			s.skipped.Store(s.p.Cursor.Skipped())
-			pending, scratch = s.p.Format.append(pending, scratch, run, muted)
+			return s.finish(wish.leave, nil)
 		}
-		if len(pending) > 0 {
-			if werr := s.write(pending); werr != nil {
-				return s.finish(classify(werr), werr)
-			}
-			clear(batch[:])
+		taken, end := r.gather(wish)
+		r.pending, r.scratch = s.p.Format.append(r.pending, r.scratch[:0], r.tags)
+		if err := r.write(); err != nil {
+			return s.finish(classify(err), err)
+		}
+		r.release()
+		if taken {
 			continue // until the log is read to its end
 		}
-		if err != nil {
-			if len(s.p.Farewell) > 0 {
-				_ = s.write(net.Buffers{s.p.Farewell}) // the session is over either way
+		if end != nil {
+			if r.pending = r.pending[:0]; len(s.p.Farewell) > 0 {
+				r.pending = append(r.pending, s.p.Farewell)
 			}
-			return s.finish(Ended, err)
+			_ = r.write() // the session is over either way
+			s.linger()
+			return s.finish(Ended, end)
 		}
 		<-s.wake
 	}
 }
 
-func (s *Session) take() (inject []byte, paused bool, muted [2]bool, reason Reason) {
+func (s *Session) take() (inject []byte, w wish, reason Reason) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	inject, s.inject = s.inject, nil
-	return inject, s.paused, s.muted, s.reason
+	return inject, s.wish, s.reason
 }
 
-// write sends all buffers. The write timeout counts from the last piece that
-// the connection took, so that a slow player that makes progress is not cut.
-func (s *Session) write(buffers net.Buffers) error {
-	for len(buffers) > 0 {
-		n, size := 0, 0
-		for n < len(buffers) && (n == 0 || size+len(buffers[n]) <= writePiece) {
-			size += len(buffers[n])
-			n++
+// gather takes the next batch from the log. It reports whether there was
+// anything; end is the cause that the stream was closed with, after all was read.
+func (r *sender) gather(w wish) (taken bool, end error) {
+	cursor := r.p.Cursor
+	switch {
+	case w.paused && !r.paused:
+		r.probe = *cursor
+	case !w.paused && r.paused:
+		before := cursor.Skipped()
+		cursor.Jump()
+		r.pauses += cursor.Skipped() - before
+	}
+	if r.paused = w.paused; r.paused {
+		run, err := r.probe.Next(r.entry[:])
+		return len(run.Entries) > 0, err
+	}
+	if _, behind := cursor.Behind(); time.Duration(behind)*time.Millisecond > r.p.Limits.MaxLag {
+		cursor.Jump()
+	}
+	for size := 0; len(r.tags) < batchTags && size < batchBytes; {
+		run, err := cursor.Next(r.entry[:])
+		if len(run.Entries) == 0 {
+			end = err
+			break
 		}
-		piece := buffers[:n:n]
-		var rest []byte
-		if n == 1 && size > writePiece {
-			piece, rest = net.Buffers{buffers[0][:writePiece]}, buffers[0][writePiece:]
+		taken = true
+		e := &run.Entries[0]
+		if run.Headers != nil {
+			for _, t := range run.Headers.At(e.Tag.Time()) {
+				r.tags = append(r.tags, t)
+				size += len(t)
+			}
 		}
-		if err := s.p.Conn.SetWriteDeadline(time.Now().Add(s.p.Limits.WriteTimeout)); err != nil {
-			return err
-		}
-		written, err := piece.WriteTo(s.p.Conn)
-		s.bytes.Add(uint64(written))
-		if err != nil {
-			return err
-		}
-		if rest != nil {
-			buffers[0] = rest
-		} else {
-			buffers = buffers[n:]
+		if r.wants(e, w.muted) {
+			r.tags = append(r.tags, e.Tag)
+			size += len(e.Tag)
 		}
 	}
-	return nil
+	r.skipped.Store(cursor.Skipped() - r.pauses)
+	return taken, end
+}
+
+// wants reports whether the player is to get an entry.
+func (r *sender) wants(e *stream.Entry, m muted) bool {
+	if e.Info.IsHeader() {
+		return true
+	}
+	switch e.Info.Kind {
+	case media.Audio:
+		return !m.audio
+	case media.Video:
+		if m.video {
+			r.video, r.waiting = false, false
+			return false
+		}
+		if !r.video {
+			r.video, r.waiting = true, true
+		}
+		if r.waiting && e.Info.IsKeyFrame() {
+			r.waiting = false
+		}
+		return !r.waiting
+	}
+	return true
+}
+
+// release lets go of the batch, so that an idle player holds nothing of the log.
+func (r *sender) release() {
+	clear(r.tags)
+	r.tags = r.tags[:0]
+	r.entry[0] = stream.Entry{}
+	if cap(r.scratch) > maxScratch {
+		r.scratch = nil
+	}
+}
+
+// write sends what is pending, with writev where the connection can. The write
+// timeout counts from the last progress, so that a slow player is not cut while
+// it takes something.
+func (r *sender) write() error {
+	for rest := r.pending; ; {
+		r.piece = r.piece[:0]
+		for size := 0; len(r.piece) < len(rest) && size < writePiece; {
+			b := rest[len(r.piece)]
+			b = b[:min(len(b), writePiece-size)]
+			r.piece = append(r.piece, b)
+			size += len(b)
+		}
+		if len(r.piece) == 0 {
+			return nil
+		}
+		if err := r.p.Conn.SetWriteDeadline(time.Now().Add(r.p.Limits.WriteTimeout)); err != nil {
+			return err
+		}
+		piece := r.piece
+		n, err := piece.WriteTo(r.p.Conn)
+		clear(r.piece)
+		r.bytes.Add(uint64(n))
+		if err != nil && (n == 0 || !errors.Is(err, os.ErrDeadlineExceeded)) {
+			return err
+		}
+		rest = consume(rest, int(n))
+	}
+}
+
+// consume returns what is left of b after its first n bytes, letting go of the
+// others.
+func consume(b net.Buffers, n int) net.Buffers {
+	for len(b) > 0 && n >= len(b[0]) {
+		n -= len(b[0])
+		b[0] = nil
+		b = b[1:]
+	}
+	if n > 0 {
+		b[0] = b[0][n:]
+	}
+	return b
+}
+
+// linger closes the sending side and waits until the player has closed its own,
+// which whoever reads from it says by End.
+func (s *Session) linger() {
+	s.mu.Lock()
+	if s.reason == "" {
+		s.reason = Ended
+	}
+	s.mu.Unlock()
+	half, ok := s.p.Conn.(interface{ CloseWrite() error })
+	if !ok || half.CloseWrite() != nil {
+		return
+	}
+	timer := time.NewTimer(endLinger)
+	defer timer.Stop()
+	select {
+	case <-s.gone:
+	case <-timer.C:
+	}
 }
 
 func (s *Session) finish(why Reason, err error) Result {
@@ -114,8 +236,14 @@ func (s *Session) finish(why Reason, err error) Result {
 	}
 	why = s.reason
 	s.mu.Unlock()
+	if why == TooSlow {
+		// What lies in the socket would be kept for a peer that does not read.
+		if c, ok := s.p.Conn.(interface{ SetLinger(seconds int) error }); ok {
+			_ = c.SetLinger(0)
+		}
+	}
 	s.p.Conn.Close()
-	return Result{Reason: why, Err: err, Bytes: s.bytes.Load(), Skipped: s.p.Cursor.Skipped()}
+	return Result{Reason: why, Err: err, Bytes: s.bytes.Load(), Skipped: s.skipped.Load()}
 }
 
 func classify(err error) Reason {
@@ -126,8 +254,4 @@ func classify(err error) Reason {
 		return Left
 	}
 	return Failed
-}
-
-func isMuted(muted [2]bool, kind media.Kind) bool {
-	return kind == media.Audio && muted[0] || kind == media.Video && muted[1]
 }
