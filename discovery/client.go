@@ -56,7 +56,7 @@ func NewClient(cfg Config, set *metrics.Set) *Client {
 	if set == nil {
 		set = metrics.NewSet()
 	}
-	c := &Client{token: cfg.Token, timeout: cfg.Timeout, transport: newTransport(), met: set}
+	c := &Client{token: string(cfg.Token), timeout: cfg.Timeout, transport: newTransport(), met: set}
 	for _, u := range cfg.URLs {
 		c.urls = append(c.urls, strings.TrimRight(u, "/"))
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/VictoriaMetrics/metrics"
 
+	"weir/configs"
 	"weir/internal/units"
 )
 
@@ -22,7 +23,7 @@ type ServerConfig struct {
 	// The bearer token that calls which change the directory must bring, without white space.
 	// Empty: none is asked for, which is for loopback and closed networks only. `weir check`
 	// prints it.
-	Token string `yaml:"token"`
+	Token configs.Secret `yaml:"token"`
 	// How long a stream stays with its owner without a renewal, if the owner asks for no other
 	// time; from 300ms to max_lease_ttl.
 	LeaseTTL time.Duration `yaml:"lease_ttl"`
@@ -72,7 +73,7 @@ func (c ServerConfig) Validate() error {
 	if err := checkListen(c.Listen); err != nil {
 		bad("listen", "%w", err)
 	}
-	if strings.ContainsAny(c.Token, " \t\r\n") {
+	if strings.ContainsAny(string(c.Token), " \t\r\n") {
 		bad("token", "must not contain white space")
 	}
 	if c.MaxLeaseTTL < time.Second || c.MaxLeaseTTL > time.Hour {
@@ -126,7 +127,7 @@ type Config struct {
 	// same moment.
 	Peers []string `yaml:"peers"`
 	// The bearer token of the discovery servers. `weir check` prints it.
-	Token string `yaml:"token"`
+	Token configs.Secret `yaml:"token"`
 	// How long one call to the directory may take, over all urls; from 10ms to 1m.
 	Timeout time.Duration `yaml:"timeout"`
 	// How long peers may take to answer, from 10ms to 10s; a silent peer counts as one that does
@@ -180,7 +181,7 @@ func (c Config) Validate() error {
 	if len(c.Peers) > maxPeers {
 		bad("peers", "%d peers, at most %d: use a discovery server", len(c.Peers), maxPeers)
 	}
-	if strings.ContainsAny(c.Token, " \t\r\n") {
+	if strings.ContainsAny(string(c.Token), " \t\r\n") {
 		bad("token", "must not contain white space")
 	}
 	within := func(key string, d, low, high time.Duration) {

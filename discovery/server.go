@@ -48,7 +48,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 	srv := &http.Server{
 		Handler: NewHandler(HandlerConfig{
-			Engine: s.engine, Token: s.cfg.Token, MaxBody: int64(s.cfg.MaxBody), Logger: s.log,
+			Engine: s.engine, Token: string(s.cfg.Token), MaxBody: int64(s.cfg.MaxBody), Logger: s.log,
 		}),
 		ReadHeaderTimeout: s.cfg.RequestTimeout,
 		ReadTimeout:       s.cfg.RequestTimeout,

@@ -92,7 +92,8 @@ func Run(ctx context.Context, cfg Config, opt NodeOptions) error {
 	g.Go(func() error { return holder.Run(ctx) })
 	session.Door{
 		Sessions: door, RTMP: rtmp, HTTP: http, HTTPConfig: cfg.HTTP.Config, Limits: cfg.Limits, Log: log, Set: set,
-		Other: func(r *fasthttp.RequestCtx) bool { return answerClusters(r, holder.Own) },
+		Other:     func(r *fasthttp.RequestCtx) bool { return answerClusters(ctx, r, holder.Own) },
+		OtherPost: []string{discovery.ClustersPath}, // as SRS asks
 	}.Open(ctx, g)
 	log.Info("origin listens", "rtmp", rtmp.Addr().String(), "http", http.Addr().String(),
 		"advertised_rtmp", addr.RTMP, "advertised_http", addr.HTTP)
@@ -105,11 +106,11 @@ func Run(ctx context.Context, cfg Config, opt NodeOptions) error {
 // answerClusters answers the question of SRS nodes and peers for the owner of a
 // stream. Only streams of this node count: origins that asked each other on
 // behalf of each other would never end.
-func answerClusters(r *fasthttp.RequestCtx, own discovery.LookupFunc) bool {
+func answerClusters(ctx context.Context, r *fasthttp.RequestCtx, own discovery.LookupFunc) bool {
 	if string(r.Path()) != discovery.ClustersPath {
 		return false
 	}
-	status, body := discovery.AnswerClusters(r, string(r.URI().QueryString()), own)
+	status, body := discovery.AnswerClusters(ctx, string(r.URI().QueryString()), own)
 	r.SetStatusCode(status)
 	r.SetContentType("application/json")
 	r.SetBody(body)

@@ -31,7 +31,7 @@ func clusterCommand() *cli.Command {
 			"Each node is a process of its own that can be killed; it is started again.\n" +
 			"Ctrl-C stops everything.",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "listen", Value: "127.0.0.1", Usage: "`ADDRESS` that edge and origins take publishers and players on; admin and discovery stay on 127.0.0.1"},
+			&cli.StringFlag{Name: "listen", Value: "127.0.0.1", Usage: "`ADDRESS` that all nodes listen on, their admin interfaces and discovery included, which ask for no token"},
 			&cli.StringFlag{Name: "advertise", Usage: "`HOST` that others reach this machine by; by default that of --listen"},
 			&cli.IntFlag{Name: "port-offset", Usage: "add `N` to all ports"},
 			&cli.IntFlag{Name: "workers", Usage: "worker processes of the edge; 0 means one per core"},
@@ -119,30 +119,30 @@ func (l layout) members() []member {
 node: {id: ` + id + `}
 rtmp: {listen: "{{.At .` + p + `.RTMP}}"}
 http: {listen: "{{.At .` + p + `.HTTP}}"}
-admin: {listen: "127.0.0.1:{{.` + p + `.Admin}}"}
+admin: {listen: "{{.At .` + p + `.Admin}}"}
 advertise:
   rtmp: "{{.Reach .` + p + `.RTMP}}"
   http: "{{.Reach .` + p + `.HTTP}}"
-discovery: {urls: ["http://127.0.0.1:{{.Discovery}}"]}
+discovery: {urls: ["http://{{.Local .Discovery}}"]}
 `)
 	}
 	return []member{
-		{"discovery", "discovery", parse("role: discovery\nlisten: \"127.0.0.1:{{.Discovery}}\"\n"), ports{HTTP: l.Discovery}},
+		{"discovery", "discovery", parse("role: discovery\nlisten: \"{{.At .Discovery}}\"\n"), ports{HTTP: l.Discovery}},
 		{"origin-a", "origin", originConfig("origin-a", "A"), l.A},
 		{"origin-b", "origin", originConfig("origin-b", "B"), l.B},
 		{"edge", "edge", parse(`role: edge
 node: {id: edge-1}
 rtmp: {listen: "{{.At .Edge.RTMP}}"}
 http: {listen: "{{.At .Edge.HTTP}}"}
-admin: {listen: "127.0.0.1:{{.Edge.Admin}}"}
+admin: {listen: "{{.At .Edge.Admin}}"}
 advertise:
   rtmp: "{{.Reach .Edge.RTMP}}"
   http: "{{.Reach .Edge.HTTP}}"
 workers: {{.Workers}}
-discovery: {urls: ["http://127.0.0.1:{{.Discovery}}"]}
+discovery: {urls: ["http://{{.Local .Discovery}}"]}
 vhosts:
   __defaultVhost__:
-    upstreams: ["rtmp://127.0.0.1:{{.A.RTMP}}", "rtmp://127.0.0.1:{{.B.RTMP}}"]
+    upstreams: ["rtmp://{{.Local .A.RTMP}}", "rtmp://{{.Local .B.RTMP}}"]
 `), l.Edge},
 	}
 }
@@ -194,7 +194,7 @@ func (l layout) checkPorts(ctx context.Context) error {
 		if err := try(m.name, "http.listen", l.At(m.ports.HTTP)); err != nil {
 			return err
 		}
-		if err := try(m.name, "admin.listen", net.JoinHostPort("127.0.0.1", strconv.Itoa(m.ports.Admin))); err != nil {
+		if err := try(m.name, "admin.listen", l.At(m.ports.Admin)); err != nil {
 			return err
 		}
 	}
@@ -218,7 +218,7 @@ func runCluster(ctx context.Context, l layout, demo bool, env []string, out, err
 			if m.role == "discovery" {
 				s.Listen = []worker.Address{{
 					Name: discoveryListener, Key: "discovery listen; --port-offset N moves all ports",
-					Address: net.JoinHostPort("127.0.0.1", strconv.Itoa(l.Discovery)),
+					Address: l.At(l.Discovery),
 				}}
 			}
 			specs = append(specs, s)
@@ -261,7 +261,7 @@ func runCluster(ctx context.Context, l layout, demo bool, env []string, out, err
 
 // publishDemo publishes the test clip at the edge, again whenever it is lost.
 func publishDemo(ctx context.Context, l layout, log *slog.Logger) error {
-	u, err := rtmp.ParseURL("rtmp://" + l.local(l.Edge.RTMP) + "/live/demo")
+	u, err := rtmp.ParseURL("rtmp://" + l.Local(l.Edge.RTMP) + "/live/demo")
 	if err != nil {
 		return err
 	}
@@ -282,8 +282,8 @@ func publishDemo(ctx context.Context, l layout, log *slog.Logger) error {
 	}
 }
 
-// local is how this process itself reaches a port.
-func (l layout) local(port int) string {
+// Local is how the nodes themselves reach a port.
+func (l layout) Local(port int) string {
 	host := l.Host
 	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
 		host = "127.0.0.1"
@@ -321,7 +321,10 @@ func (l layout) banner(states []worker.State, demo bool) string {
 			fmt.Fprintf(&b, "  %-10s %-8d         %-7d\n", m.name, pids[m.name], m.ports.HTTP)
 			continue
 		}
-		fmt.Fprintf(&b, "  %-10s %-8d %-7d %-7d http://127.0.0.1:%d/\n", m.name, pids[m.name], m.ports.RTMP, m.ports.HTTP, m.ports.Admin)
+		fmt.Fprintf(&b, "  %-10s %-8d %-7d %-7d http://%s/\n", m.name, pids[m.name], m.ports.RTMP, m.ports.HTTP, l.Reach(m.ports.Admin))
+	}
+	if ip := net.ParseIP(l.Host); ip == nil || !ip.IsLoopback() {
+		fmt.Fprintf(&b, "\n  Others reach the admin interfaces and discovery too, and no token is asked for.\n")
 	}
 	fmt.Fprintf(&b, "\n  Try: kill -9 an origin, and watch the players go on.\n\n")
 	return b.String()

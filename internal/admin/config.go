@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net"
 	"strings"
+
+	"weir/configs"
 )
 
 // Config is the part of a node's configuration that is about its admin server.
@@ -15,7 +17,7 @@ type Config struct {
 	// What requests have to carry as `Authorization: Bearer TOKEN`, or as the password of HTTP
 	// Basic with any user name, which is what a browser can do; visible ASCII. /healthz and
 	// /readyz never ask for it. Empty: nobody is asked. `weir check` prints it.
-	Token string `yaml:"token"`
+	Token configs.Secret `yaml:"token"`
 
 	// Whether the profiles of Go's runtime are served at /debug/pprof/. They show memory of the
 	// process: leave it off where others reach the address, or set a token.
@@ -40,7 +42,7 @@ func (c Config) Validate() error {
 	}
 	// Header values are visible characters (RFC 6750, section 2.1, allows
 	// fewer), and a space would end the token.
-	if strings.ContainsFunc(c.Token, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
+	if strings.ContainsFunc(string(c.Token), func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
 		wrong = append(wrong, errors.New("token: has characters other than visible ASCII"))
 	}
 	return errors.Join(wrong...)

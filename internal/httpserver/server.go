@@ -31,6 +31,7 @@ type Server struct {
 	cfg     Config
 	gate    *limit.Gate
 	handler fasthttp.RequestHandler
+	posts   map[string]bool // paths that POST is let through for
 	log     *slog.Logger
 	http    *fasthttp.Server
 
@@ -221,13 +222,22 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	switch {
 	case ctx.IsOptions():
 		s.preflight(ctx)
-	case ctx.IsGet(), ctx.IsHead():
+	case ctx.IsGet(), ctx.IsHead(), ctx.IsPost() && s.posts[string(ctx.Path())]:
 		s.handler(ctx)
 	default:
 		s.refusedBy[refusedMethod].Inc()
 		Error(ctx, fasthttp.StatusMethodNotAllowed, "only GET, HEAD and OPTIONS are answered here")
 		ctx.Response.Header.Set("Allow", "GET, HEAD, OPTIONS")
 	}
+}
+
+// AllowPost lets POST requests of a path through to the handler as well. It must
+// be called before Serve.
+func (s *Server) AllowPost(path string) {
+	if s.posts == nil {
+		s.posts = map[string]bool{}
+	}
+	s.posts[path] = true
 }
 
 // Error answers a request with a status and a short text body of one line, not

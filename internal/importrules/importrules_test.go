@@ -35,7 +35,7 @@ var allowed = map[string]string{
 		" internal/node internal/rtmp internal/session internal/stream internal/units internal/vhost internal/worker",
 	"origin": "configs discovery hls internal/admin internal/flv internal/httpserver internal/limit internal/media" +
 		" internal/node internal/rtmp internal/session internal/stream internal/units internal/vhost",
-	"discovery": "internal/units",
+	"discovery": "configs internal/units",
 	// The discovery server as a node: discovery itself knows no files.
 	"internal/discoverynode": "configs discovery internal/admin internal/node",
 
@@ -60,7 +60,7 @@ var allowed = map[string]string{
 	"internal/limit":      "",
 	"internal/vhost":      "configs hls", // a tenant is configured as a whole
 	"internal/worker":     "",
-	"internal/admin":      "",
+	"internal/admin":      "configs",
 	"internal/node":       "",
 	"internal/units":      "",
 

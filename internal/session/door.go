@@ -21,8 +21,10 @@ type Door struct {
 	HTTPConfig httpserver.Config
 	Limits     limit.Config
 	// Other answers HTTP requests for other paths than those of media; it
-	// reports whether it did. May be nil.
-	Other func(ctx *fasthttp.RequestCtx) bool
+	// reports whether it did. May be nil. OtherPost are those of its paths that
+	// are asked with POST.
+	Other     func(ctx *fasthttp.RequestCtx) bool
+	OtherPost []string
 	Log   *slog.Logger
 	Set   *metrics.Set
 }
@@ -30,7 +32,7 @@ type Door struct {
 // Open serves both listeners until ctx ends or one of them fails, which ends
 // all of g: first no new connection is taken, then all sessions end.
 func (d Door) Open(ctx context.Context, g *errgroup.Group) {
-	gate := limit.NewGate(d.Limits, "rtmp", d.Set)
+	gate := limit.NewGate(d.Limits, "players", d.Set)
 	g.Go(func() error {
 		return limit.ServeOwned(ctx, d.RTMP, gate, d.Log, func(c net.Conn, release func()) {
 			defer release()
@@ -38,11 +40,14 @@ func (d Door) Open(ctx context.Context, g *errgroup.Group) {
 		}, d.refuseRTMP(ctx))
 	})
 	var web *httpserver.Server
-	web = httpserver.New(d.HTTPConfig, limit.NewGate(d.Limits, "http", d.Set), func(r *fasthttp.RequestCtx) {
+	web = httpserver.New(d.HTTPConfig, gate, func(r *fasthttp.RequestCtx) {
 		if d.Other == nil || !d.Other(r) {
 			d.Sessions.ServeHTTP(web, r)
 		}
 	}, d.Log, d.Set)
+	for _, path := range d.OtherPost {
+		web.AllowPost(path)
+	}
 	g.Go(func() error { return web.Serve(ctx, d.HTTP) })
 	g.Go(func() error {
 		<-ctx.Done()
