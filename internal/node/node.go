@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"strings"
 )
 
 // Config says who the node is.
@@ -70,12 +71,23 @@ func (a *Advertise) Validate() error {
 			continue
 		}
 		host, port, err := net.SplitHostPort(f.value)
-		n, perr := strconv.Atoi(port)
-		if err != nil || host == "" || perr != nil || n < 1 || n > 65535 {
+		n, perr := strconv.ParseUint(port, 10, 16)
+		ip := net.ParseIP(host)
+		switch {
+		case err != nil || perr != nil || n == 0 || ip == nil && !isHostName(host):
 			errs = append(errs, fmt.Errorf("%s: %q is not HOST:PORT", f.key, f.value))
+		case ip.IsUnspecified():
+			errs = append(errs, fmt.Errorf("%s: %s is every address of this machine: give one that others can reach", f.key, host))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// isHostName reports whether h can stand in a URL as a name.
+func isHostName(h string) bool {
+	return h != "" && len(h) <= 253 && !strings.ContainsFunc(h, func(r rune) bool {
+		return r != '.' && r != '-' && r != '_' && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
+	})
 }
 
 // Or returns a with the addresses that are empty taken from where the node
@@ -100,7 +112,7 @@ func CheckListen(key, addr string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %q is not HOST:PORT", key, addr)
 	}
-	if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
 		return fmt.Errorf("%s: %q has no port between 0 and 65535", key, addr)
 	}
 	if host != "" && host != "localhost" && net.ParseIP(host) == nil {

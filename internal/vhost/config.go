@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"strconv"
 	"strings"
 
 	"weir/configs"
@@ -124,7 +125,13 @@ func (c *Config) Validate() error {
 }
 
 func checkHost(h string) error {
-	if h == "" || len(h) > 253 || strings.ContainsAny(h, "/?#%:@ \t\r\n\"") {
+	for i := range len(h) {
+		c := h[i]
+		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '.' || c == '-' || c == '_') {
+			return fmt.Errorf("%q is not a host name (letters, digits, dots, - and _)", h)
+		}
+	}
+	if len(h) > 253 || strings.Trim(h, ".") == "" {
 		return fmt.Errorf("%q is not a host name", h)
 	}
 	return nil
@@ -146,10 +153,10 @@ func ParseUpstream(s string) (Upstream, error) {
 		full = "rtmp://" + s
 	}
 	u, err := url.Parse(full)
-	if err != nil || u.Hostname() == "" {
+	if err != nil || checkHost(u.Hostname()) != nil && net.ParseIP(u.Hostname()) == nil {
 		return Upstream{}, fmt.Errorf("%q is not rtmp://HOST:PORT or http://HOST:PORT", s)
 	}
-	if (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.User != nil {
+	if (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
 		return Upstream{}, fmt.Errorf("%q has more than a host and a port: app and stream are those that the player asks for", s)
 	}
 	port := u.Port()
@@ -164,6 +171,9 @@ func ParseUpstream(s string) (Upstream, error) {
 		}
 	default:
 		return Upstream{}, fmt.Errorf("%q: scheme %s is not supported (rtmp, http)", s, u.Scheme)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return Upstream{}, fmt.Errorf("%q has no port between 1 and 65535", s)
 	}
 	return Upstream{Scheme: u.Scheme, Addr: net.JoinHostPort(u.Hostname(), port)}, nil
 }

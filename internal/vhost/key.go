@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // DefaultName is the vhost of whoever names none. It always exists. The word is
@@ -23,13 +25,17 @@ func (k Key) String() string { return k.Vhost + "/" + k.App + "/" + k.Name }
 // Path returns "app/name".
 func (k Key) Path() string { return k.App + "/" + k.Name }
 
-// ParseKey reads what String wrote.
+// ParseKey reads what String wrote, and nothing else: a name that is not
+// canonical is an error.
 func ParseKey(s string) (Key, error) {
 	v, path, ok := strings.Cut(s, "/")
-	if !ok || v == "" {
+	if !ok || checkHost(v) != nil {
 		return Key{}, fmt.Errorf("parse stream key %q: want vhost/app/name", s)
 	}
 	app, name, err := splitPath(path)
+	if err == nil && name != bareName(name) {
+		err = fmt.Errorf("%w: %q is not canonical", ErrBadName, name)
+	}
 	if err != nil {
 		return Key{}, fmt.Errorf("parse stream key %q: %w", s, err)
 	}
@@ -59,9 +65,27 @@ func splitPath(path string) (app, name string, err error) {
 		}
 	}
 	for _, r := range path {
-		if r < ' ' || r == 0x7f || r == '\uFFFD' || strings.ContainsRune(`?#%\"<>`, r) {
+		// What cannot be printed, such as control characters and those that turn
+		// the direction of text around, would make a log or a list lie.
+		if !unicode.IsPrint(r) || r == utf8.RuneError || strings.ContainsRune(`?#%\"<>`, r) {
 			return "", "", fmt.Errorf("%w: %q has the character %q", ErrBadName, path, r)
 		}
 	}
 	return path[:i], path[i+1:], nil
+}
+
+// bareName takes off a stream name what players put around it: slashes, the
+// prefixes that Flash players name a container with, and the extension of
+// HTTP-FLV, which SRS edges ask for over RTMP. It does so until nothing is left to
+// take off, so that a stream has one name however often it was passed on.
+func bareName(name string) string {
+	for {
+		bare := strings.Trim(name, "/")
+		bare = strings.TrimPrefix(strings.TrimPrefix(bare, "flv:"), "mp4:")
+		bare = strings.TrimSuffix(bare, ".flv")
+		if bare == name {
+			return name
+		}
+		name = bare
+	}
 }

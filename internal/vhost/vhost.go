@@ -6,8 +6,10 @@ package vhost
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 
 	"weir/configs"
@@ -22,7 +24,7 @@ type Vhost struct {
 // Table resolves requests to tenants. It never changes and is safe for
 // concurrent use.
 type Table struct {
-	byHost map[string]*Vhost // names and aliases, lower case
+	byHost map[string]*Vhost // names and aliases as lookedUp has them
 	def    *Vhost
 }
 
@@ -33,30 +35,44 @@ type Vhosts map[string]Config
 // Validate returns all that is wrong, each error beginning with the key.
 func (v Vhosts) Validate() error {
 	var errs []error
-	owner := map[string]string{}
-	claim := func(host, name, key string) {
-		host = strings.ToLower(host)
-		if other, taken := owner[host]; taken && other != name {
-			errs = append(errs, fmt.Errorf("%s: %q belongs to vhost %q already", key, host, other))
-		}
-		owner[host] = name
-	}
-	for name := range v {
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	names := slices.Sorted(maps.Keys(v))
+	owner := map[string]string{} // by host as it is looked up
+	for _, name := range names {
 		if err := checkHost(name); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", name, err))
+			bad("%s: %w", name, err)
 		}
-		claim(name, name, name)
+		if strings.EqualFold(name, DefaultName) && name != DefaultName {
+			bad("%s: the default vhost is written %s", name, DefaultName)
+		}
+		if other, taken := owner[lookedUp(name)]; taken {
+			bad("%s: is the same as vhost %q: letter case does not matter", name, other)
+		}
+		owner[lookedUp(name)] = name
 	}
-	for name, c := range v {
+	for _, name := range names {
+		c := v[name]
 		if err := c.Validate(); err != nil {
 			errs = append(errs, configs.Prefix(name, err))
 		}
 		for i, a := range c.Aliases {
-			claim(a, name, fmt.Sprintf("%s.aliases[%d]", name, i))
+			other, taken := owner[lookedUp(a)]
+			switch {
+			case strings.EqualFold(a, DefaultName) && name != DefaultName:
+				bad("%s.aliases[%d]: %s is the vhost of requests that name none and cannot be an alias", name, i, DefaultName)
+			case taken && other != name:
+				bad("%s.aliases[%d]: %q belongs to vhost %q already", name, i, a, other)
+			default:
+				owner[lookedUp(a)] = name
+			}
 		}
 	}
 	return errors.Join(errs...)
 }
+
+// lookedUp is the form of a host name in a Table: names differ neither by letter
+// case nor by the dot that ends an absolute name.
+func lookedUp(host string) string { return strings.ToLower(strings.TrimSuffix(host, ".")) }
 
 // NewTable builds the table of a validated section. The default vhost is added
 // if it is not there.
@@ -64,14 +80,14 @@ func NewTable(v Vhosts) *Table {
 	t := &Table{byHost: map[string]*Vhost{}}
 	for name, c := range v {
 		h := &Vhost{Name: name, Config: c}
-		t.byHost[strings.ToLower(name)] = h
+		t.byHost[lookedUp(name)] = h
 		for _, a := range c.Aliases {
-			t.byHost[strings.ToLower(a)] = h
+			t.byHost[lookedUp(a)] = h
 		}
 	}
-	if t.def = t.byHost[strings.ToLower(DefaultName)]; t.def == nil {
+	if t.def = t.byHost[lookedUp(DefaultName)]; t.def == nil {
 		t.def = &Vhost{Name: DefaultName, Config: Default()}
-		t.byHost[strings.ToLower(DefaultName)] = t.def
+		t.byHost[lookedUp(DefaultName)] = t.def
 	}
 	return t
 }
@@ -94,7 +110,7 @@ var ErrUnknown = errors.New("vhost is not configured")
 
 // Find returns the vhost of that name or alias.
 func (t *Table) Find(name string) (*Vhost, error) {
-	if h := t.byHost[strings.ToLower(name)]; h != nil {
+	if h := t.byHost[lookedUp(name)]; h != nil {
 		return h, nil
 	}
 	return nil, fmt.Errorf("%w: %q", ErrUnknown, name)
@@ -104,8 +120,9 @@ func (t *Table) Find(name string) (*Vhost, error) {
 type Target struct {
 	Key   Key
 	Vhost *Vhost
-	// Query is the request's own query as it was sent, without "?"; redirects
-	// and pulls keep it.
+	// Query is the request's own query without "?", at most MaxQuery bytes;
+	// redirects and pulls keep it. It names at most one vhost, this one, and bytes
+	// that have no place in a URL are escaped; apart from that it is as it was sent.
 	Query string
 }
 
@@ -119,22 +136,16 @@ func (t Target) Params() url.Values {
 // request's own, with the vhost added when it is not the default one, because
 // the host name that may have selected it is lost on the way.
 func (t Target) KeptQuery() string {
-	if t.Vhost.Name == DefaultName {
+	if named, _ := queryVhost(t.Query); t.Vhost.Name == DefaultName || named != "" {
 		return t.Query
 	}
-	if p := t.Params(); p.Has("vhost") || p.Has("domain") {
-		return t.Query
-	}
-	add := "vhost=" + url.QueryEscape(t.Vhost.Name)
-	if t.Query == "" {
-		return add
-	}
-	return t.Query + "&" + add
+	return joinQueries(t.Query, "vhost="+url.QueryEscape(t.Vhost.Name))
 }
 
 // FromRTMP resolves the tcUrl and app of connect and the name of publish or
-// play. Both app and name may carry a query; ".flv" behind the name and the
-// prefixes "flv:" and "mp4:" go.
+// play. All three may carry a query: OBS users put "?key=..." behind the server
+// as well as behind the stream key. The target's query has the parameters of all,
+// those of the name first, which count if they differ.
 func (t *Table) FromRTMP(tcURL, app, name string) (Target, error) {
 	name, query, _ := strings.Cut(name, "?")
 	app, appQuery, _ := strings.Cut(app, "?")
@@ -142,18 +153,16 @@ func (t *Table) FromRTMP(tcURL, app, name string) (Target, error) {
 	if u, err := url.Parse(tcURL); err == nil {
 		host, tcQuery = u.Hostname(), u.RawQuery
 	}
-	name = strings.TrimPrefix(strings.TrimPrefix(name, "flv:"), "mp4:")
-	name = strings.TrimSuffix(name, ".flv")
-	if query == "" { // OBS users put "?key=..." behind the server instead of the stream key
-		query = appQuery
+	if appQuery != query {
+		query = joinQueries(query, appQuery)
 	}
-	if query == "" {
-		query = tcQuery
+	if tcQuery != appQuery && tcQuery != query { // most clients repeat the app's
+		query = joinQueries(query, tcQuery)
 	}
-	return t.resolve(strings.Trim(app, "/")+"/"+strings.Trim(name, "/"), host, query, appQuery, tcQuery)
+	return t.resolve(strings.Trim(app, "/")+"/"+bareName(name), host, query)
 }
 
-// FromHTTP resolves a request's Host header, its path without the file
+// FromHTTP resolves a request's Host header, its decoded path without the file
 // extension, and its query.
 func (t *Table) FromHTTP(host, path, query string) (Target, error) {
 	if h, _, err := net.SplitHostPort(host); err == nil {
@@ -162,33 +171,105 @@ func (t *Table) FromHTTP(host, path, query string) (Target, error) {
 	return t.resolve(strings.TrimPrefix(path, "/"), strings.Trim(host, "[]"), query)
 }
 
-// resolve picks the vhost: the first query that names one, then the host if it
-// is configured, then the default.
-func (t *Table) resolve(path, host string, queries ...string) (Target, error) {
+// resolve picks the vhost, the query's or else the host's or else the default,
+// and makes path and query canonical.
+func (t *Table) resolve(path, host, query string) (Target, error) {
+	if slash := strings.LastIndexByte(path, '/'); slash >= 0 {
+		path = path[:slash+1] + bareName(path[slash+1:])
+	}
 	app, name, err := splitPath(path)
 	if err != nil {
 		return Target{}, err
 	}
-	h := t.byHost[strings.ToLower(host)]
+	query = canonicalQuery(query)
+	h := t.byHost[lookedUp(host)]
 	if h == nil {
 		h = t.def
 	}
-	if named := queryVhost(queries); named != "" {
+	if named, _ := queryVhost(query); named != "" {
 		if h, err = t.Find(named); err != nil {
 			return Target{}, err
 		}
 	}
-	return Target{Key: Key{Vhost: h.Name, App: app, Name: name}, Vhost: h, Query: queries[0]}, nil
+	target := Target{Key: Key{Vhost: h.Name, App: app, Name: name}, Vhost: h, Query: query}
+	if len(target.KeptQuery()) > MaxQuery {
+		return Target{}, fmt.Errorf("%w: its query is over %d bytes", ErrBadName, MaxQuery)
+	}
+	return target, nil
 }
 
-func queryVhost(queries []string) string {
-	for _, q := range queries {
-		p, _ := url.ParseQuery(q)
-		for _, k := range []string{"vhost", "domain"} {
-			if v := p.Get(k); v != "" {
-				return v
+// MaxQuery is the longest query in bytes, as it is kept, that is accepted. One
+// player's query goes upstream for all players of an edge, so it must not be
+// refused there: with MaxPath it is less than an RTMP server takes for a name
+// (4 KiB by default).
+const MaxQuery = 3072
+
+func joinQueries(a, b string) string {
+	if a == "" || b == "" {
+		return a + b
+	}
+	return a + "&" + b
+}
+
+// queryVhost returns the vhost that a query names, "" if none, and the parameter
+// that does: the first "vhost", or else the first "domain", with a value.
+func queryVhost(query string) (vhost, param string) {
+	for _, key := range []string{"vhost", "domain"} {
+		for part := range strings.SplitSeq(query, "&") {
+			k, v, _ := strings.Cut(part, "=")
+			if k != key || v == "" {
+				continue
 			}
+			if plain, err := url.QueryUnescape(v); err == nil {
+				v = plain
+			}
+			return v, part
 		}
 	}
-	return ""
+	return "", ""
+}
+
+// canonicalQuery escapes what cannot be in a URL and drops all parameters that
+// name a vhost but the one that counts. What is resolved here must not be another
+// tenant's stream to the next node, which may read the last of two parameters.
+func canonicalQuery(query string) string {
+	query = escapeUnsafe(query)
+	_, counts := queryVhost(query)
+	var kept []string
+	for part := range strings.SplitSeq(query, "&") {
+		k, _, _ := strings.Cut(part, "=")
+		if plain, err := url.QueryUnescape(k); err == nil {
+			k = plain
+		}
+		if k == "vhost" || k == "domain" {
+			if part != counts {
+				continue
+			}
+			counts = "\x00" // once
+		}
+		kept = append(kept, part)
+	}
+	return strings.Join(kept, "&")
+}
+
+// escapeUnsafe escapes the bytes that may not be in the query of a URL (RFC 3986,
+// section 3.4), but for "%", which escapes already.
+func escapeUnsafe(query string) string {
+	unsafe := func(c byte) bool { return c <= ' ' || c >= 0x7f || strings.IndexByte(`"#<>\^`+"`{|}", c) >= 0 }
+	i := 0
+	for i < len(query) && !unsafe(query[i]) {
+		i++
+	}
+	if i == len(query) {
+		return query
+	}
+	b := []byte(query[:i])
+	for ; i < len(query); i++ {
+		if c := query[i]; unsafe(c) {
+			b = fmt.Appendf(b, "%%%02X", c)
+		} else {
+			b = append(b, c)
+		}
+	}
+	return string(b)
 }
