@@ -1,21 +1,33 @@
-// Package fanout writes logs to players. A player is a cursor on a stream and a
-// connection in one of the formats; whoever adds it gets told once, when it is
-// over and why.
+// Package fanout writes logs to players. A player is a connection on a stream in
+// one of the formats; whoever adds it gets told once, when it is over and why.
 //
-// The interface promises no goroutine per player: Add returns at once, what has
-// to be said in between goes through Inject, and the end comes as a call of Done.
+// # How it works
+//
+// The cost of a player is the number of sends. So a healthy player has no
+// goroutine and no queue: it is an entry in the slice of a shard. A shard is one
+// goroutine; whenever it is due it reads what is new of each stream, makes the
+// bytes of each format once, and gives them to every player of that group by one
+// non-blocking send. How often it is due adapts (see pace): with few players each
+// frame goes out at once, with many the batches grow.
+//
+// A player whose socket is full leaves the shard and gets a goroutine with a
+// cursor of its own (see chaser), which writes with deadlines, jumps when it is
+// too far behind, and hands the player back when it has caught up. The same
+// goroutine serves what the shard cannot: connections without a socket that may be
+// written to directly, and players that pause or mute.
 package fanout
 
 import (
 	"errors"
+	"log/slog"
 	"maps"
 	"net"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"weir/internal/media"
 	"weir/internal/stream"
 )
 
@@ -38,9 +50,7 @@ type Limits struct {
 	// MaxLag is the media time that a player may be behind the newest frame
 	// before it jumps to the newest key frame.
 	MaxLag time.Duration
-	// WriteTimeout is how long a player may take no byte before it is cut; one
-	// that takes a little now and then is cut only after up to twice that time
-	// without a byte.
+	// WriteTimeout is how long a player may take no byte before it is cut.
 	WriteTimeout time.Duration
 }
 
@@ -53,16 +63,17 @@ type Result struct {
 }
 
 // Player is what Add takes. All fields are read only after Add.
-//
-// The fan-out only writes to Conn. Whoever adds a player reads from it: a player
-// that leaves while its stream stalls is noticed by nobody else, who then calls
-// End or EndGently.
 type Player struct {
 	Conn   net.Conn
-	Cursor *stream.Cursor
-	Stream *stream.Stream // that Cursor reads
+	Stream *stream.Stream
 	Format Format
 	Limits Limits
+	// Read, if not nil, makes the engine read what the player sends and gives it
+	// to Read, piece by piece; false ends the session with Left, as the player's
+	// closing does. Read must not keep the slice and must not block. If it is nil
+	// the caller reads: a player that leaves while its stream stalls is noticed by
+	// nobody else, who then calls End or EndGently.
+	Read func(s *Session, b []byte) bool
 	// Farewell is written when the stream has ended and all of it was sent. It
 	// may be nil. The sending side is closed behind it, and the connection when
 	// End is called or after 2 s: one that is closed at once while the player
@@ -73,70 +84,125 @@ type Player struct {
 	Done func(Result)
 }
 
-// Engine writes to its players. Its methods are safe for concurrent use. The
-// zero value is ready.
+// Options are what an Engine is made of.
+type Options struct {
+	// Shards is the number of goroutines that write; 0 means one for each core
+	// that Go may use.
+	Shards int
+	// MaxLatency is how long a frame may wait for a batch; 0 sends each frame at
+	// once, whatever that costs.
+	MaxLatency time.Duration
+	// Log gets what should never happen. Required.
+	Log *slog.Logger
+	// OnFlush, if not nil, is told after each round of a shard how late it was
+	// against its plan and how long it took. It is called by the shards.
+	OnFlush func(late, took time.Duration)
+}
+
+// Engine writes to its players. Its methods are safe for concurrent use.
 type Engine struct {
+	// Static.
+	opt    Options
+	shards []*shard
+	reader *reader
+
+	turn    atomic.Uint32 // of the shards
+	stop    sync.Once
+	running sync.WaitGroup // shards, reader, reaper, chasers
+	players sync.WaitGroup // sessions whose Done has not returned
+
 	mu       sync.Mutex
 	sessions map[*Session]struct{} // guarded by mu
 	closed   bool                  // guarded by mu
-	running  sync.WaitGroup
+	finished []finished            // guarded by mu; whose Done is due
+	due      chan struct{}         // capacity 1: finished has grown
 }
 
-// Session is one player while it plays.
-type Session struct {
-	// Static.
-	p    Player
-	wake chan struct{} // capacity 1
-	gone chan struct{} // closed by the first End
-
-	bytes   atomic.Uint64
-	skipped atomic.Uint64
-
-	mu     sync.Mutex
-	inject []byte // guarded by mu; to be written at the next tag boundary
-	reason Reason // guarded by mu; why the session ends, once that is sure
-	ended  bool   // guarded by mu; End was called
-	wish   wish   // guarded by mu
+// finished is a session that is over.
+type finished struct {
+	s *Session
+	r Result
 }
 
-// wish is what a player wants of its stream.
-type wish struct {
-	leave  Reason // set to end at the next tag boundary
-	paused bool
-	muted  muted
+// New starts an engine. Close ends it.
+func New(o Options) *Engine {
+	if o.Shards <= 0 {
+		o.Shards = runtime.GOMAXPROCS(0)
+	}
+	e := &Engine{opt: o, sessions: map[*Session]struct{}{}, due: make(chan struct{}, 1)}
+	e.reader = newReader(o.Log, e.running.Go)
+	e.running.Go(e.reap)
+	for range o.Shards {
+		s := newShard(e)
+		e.shards = append(e.shards, s)
+		e.running.Go(s.run)
+	}
+	return e
 }
-
-// muted says which kinds are left out.
-type muted struct{ audio, video bool }
 
 // ErrClosed is returned by Add once the engine was closed.
 var ErrClosed = errors.New("fan-out is closed")
 
-// Add starts writing to a player. The engine owns the connection from then on,
-// also when it fails.
+// Add starts writing to a player, from the newest join point of its stream on or
+// the first one to come. The engine owns the connection from then on, also when
+// it fails.
 func (e *Engine) Add(p Player) (*Session, error) {
-	s := &Session{p: p, wake: make(chan struct{}, 1), gone: make(chan struct{})}
+	s := &Session{e: e, p: p, cursor: p.Stream.Join()}
+	if raw, ok := direct(p.Conn); ok {
+		s.raw = raw
+		s.shard = e.shards[int(e.turn.Add(1))%len(e.shards)]
+		prepare(raw, p.Limits)
+	}
 	e.mu.Lock()
 	if e.closed {
 		e.mu.Unlock()
 		p.Conn.Close()
 		return nil, ErrClosed
 	}
-	if e.sessions == nil {
-		e.sessions = map[*Session]struct{}{}
-	}
 	e.sessions[s] = struct{}{}
-	e.running.Add(1)
+	e.players.Add(1)
 	e.mu.Unlock()
-	go func() {
-		defer e.running.Done()
-		r := s.run()
-		e.mu.Lock()
-		delete(e.sessions, s)
-		e.mu.Unlock()
-		p.Done(r)
-	}()
+
+	if p.Read != nil {
+		if s.raw == nil || !e.reader.add(s) {
+			e.running.Go(s.readBlocking)
+		}
+	}
+	if s.shard == nil {
+		s.chase()
+	} else {
+		s.mail()
+	}
 	return s, nil
+}
+
+// finish tells whoever added the session that it is over. The connection is
+// closed already.
+func (e *Engine) finish(s *Session, r Result) {
+	e.mu.Lock()
+	e.finished = append(e.finished, finished{s, r})
+	e.mu.Unlock()
+	select {
+	case e.due <- struct{}{}:
+	default:
+	}
+}
+
+// reap calls the Done of sessions that are over, so that no shard waits for it.
+func (e *Engine) reap() {
+	for range e.due {
+		e.mu.Lock()
+		list := e.finished
+		e.finished = nil
+		for _, f := range list {
+			delete(e.sessions, f.s)
+		}
+		e.mu.Unlock()
+		for _, f := range list {
+			f.s.p.Done(f.r)
+			e.players.Done()
+		}
+	}
 }
 
 // Len returns the number of players.
@@ -146,8 +212,11 @@ func (e *Engine) Len() int {
 	return len(e.sessions)
 }
 
-// Close ends all sessions with Shutdown and waits for their Done.
-func (e *Engine) Close() {
+// Close ends all sessions with Shutdown, waits for their Done, and stops the
+// engine. Only the first call counts.
+func (e *Engine) Close() { e.stop.Do(e.close) }
+
+func (e *Engine) close() {
 	e.mu.Lock()
 	e.closed = true
 	all := slices.Collect(maps.Keys(e.sessions))
@@ -155,89 +224,11 @@ func (e *Engine) Close() {
 	for _, s := range all { // not under the lock: closing a connection may take its time
 		s.End(Shutdown)
 	}
+	e.players.Wait()
+	close(e.due)
+	for _, s := range e.shards {
+		s.stop()
+	}
+	e.reader.stop()
 	e.running.Wait()
-}
-
-// maxInject bounds what a player may make the server owe it.
-const maxInject = 64 << 10
-
-// Inject has bytes written at the next tag boundary, such as the answer to a
-// ping. A player that makes the server owe more than it reads is cut.
-func (s *Session) Inject(b []byte) {
-	s.mu.Lock()
-	over := len(s.inject)+len(b) > maxInject
-	if !over {
-		s.inject = append(s.inject, b...)
-	}
-	s.mu.Unlock()
-	if over {
-		s.End(TooSlow)
-		return
-	}
-	s.poke()
-}
-
-// Pause stops sending media or, with false, goes on: at the newest key frame if
-// one has come meanwhile, else where it stopped. What passes during a pause does
-// not count as skipped.
-func (s *Session) Pause(on bool) {
-	s.mu.Lock()
-	s.wish.paused = on
-	s.mu.Unlock()
-	s.poke()
-}
-
-// Mute leaves out the frames of a kind, or sends them again: audio at once,
-// video from the next key frame on. Decoder headers are sent all the same.
-func (s *Session) Mute(kind media.Kind, on bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch kind {
-	case media.Audio:
-		s.wish.muted.audio = on
-	case media.Video:
-		s.wish.muted.video = on
-	}
-}
-
-// End closes the connection; Done gets the reason. Only the first call counts,
-// and none after the session's own end.
-func (s *Session) End(why Reason) {
-	s.mu.Lock()
-	if s.reason == "" {
-		s.reason = why
-	}
-	first := !s.ended
-	s.ended = true
-	s.mu.Unlock()
-	if first {
-		close(s.gone)
-		s.p.Conn.Close()
-		s.poke()
-	}
-}
-
-// EndGently is End for a player that takes part in it: what was given to Inject
-// before is written first, behind the tag that is on its way. The write timeout
-// bounds that.
-func (s *Session) EndGently(why Reason) {
-	s.mu.Lock()
-	if s.wish.leave == "" {
-		s.wish.leave = why
-	}
-	s.mu.Unlock()
-	s.poke()
-}
-
-// Bytes returns what was written so far.
-func (s *Session) Bytes() uint64 { return s.bytes.Load() }
-
-// Skipped returns the tags that the player lost so far by being slow.
-func (s *Session) Skipped() uint64 { return s.skipped.Load() }
-
-func (s *Session) poke() {
-	select {
-	case s.wake <- struct{}{}:
-	default:
-	}
 }

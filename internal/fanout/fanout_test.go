@@ -41,7 +41,7 @@ func (s *source) joinOn(e *Engine, near, far net.Conn, f Format, l Limits, farew
 	p := &player{far: far, done: make(chan Result, 2)}
 	var err error
 	p.Session, err = e.Add(Player{
-		Conn: near, Cursor: s.s.Join(), Stream: s.s, Format: f, Limits: l, Farewell: farewell,
+		Conn: near, Stream: s.s, Format: f, Limits: l, Farewell: farewell,
 		Done: func(r Result) { p.done <- r },
 	})
 	if err != nil {
@@ -114,7 +114,7 @@ func joinTags(tags []media.Tag) []byte {
 // A stream's whole life, byte by byte, in each format: the first player was
 // there before the publisher; the second joins at a key frame.
 func TestEveryFormatIsTheLog(t *testing.T) {
-	var e Engine
+	e := testEngine(t)
 	defer e.Close()
 	s := newSource(t)
 	const chunkSize = 4096
@@ -169,13 +169,13 @@ func TestEveryFormatIsTheLog(t *testing.T) {
 			var format Format
 			switch {
 			case strings.HasPrefix(f.name, "FLV"):
-				format = &FLV{}
+				format = FLV{}
 			case strings.HasPrefix(f.name, "Web"):
-				format = &WebSocketFLV{}
+				format = WebSocketFLV{}
 			default:
-				format = &RTMP{StreamID: 1, ChunkSize: chunkSize}
+				format = RTMP{StreamID: 1, ChunkSize: chunkSize}
 			}
-			f.p = s.joinOn(&e, near, far, format, roomy, f.farewell)
+			f.p = s.joinOn(e, near, far, format, roomy, f.farewell)
 			all = append(all, &f)
 		}
 	}
@@ -238,14 +238,14 @@ func (c *choppy) Write(p []byte) (int, error) {
 
 func TestPartialWritesAtEveryByte(t *testing.T) {
 	for step := 1; step < 120; step++ {
-		var e Engine
+		e := testEngine(t)
 		s := newSource(t)
 		s.headers(0)
 		s.frame('K', 0, 30)
 		s.frame('A', 10, 0)
 		near, far := net.Pipe()
 		c := &choppy{Conn: near, step: step}
-		p := s.joinOn(&e, c, far, &FLV{}, roomy, nil)
+		p := s.joinOn(e, c, far, FLV{}, roomy, nil)
 		s.s.Close(nil)
 		if r := p.result(t); r.Reason != Ended || r.Bytes != uint64(len(c.got)) {
 			t.Fatalf("step %d: %+v", step, r)
@@ -259,12 +259,12 @@ func TestPartialWritesAtEveryByte(t *testing.T) {
 // A player stalls in the middle of a tag, for longer than it may lag.
 func TestSlowPlayerJumpsToTheNewestKeyFrame(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var e Engine
+		e := testEngine(t)
 		defer e.Close()
 		s := newSource(t)
 		s.headers(0)
 		s.group(0, 2000)
-		p := s.join(&e, &FLV{}, Limits{MaxLag: 3 * time.Second, WriteTimeout: time.Hour})
+		p := s.join(e, FLV{}, Limits{MaxLag: 3 * time.Second, WriteTimeout: time.Hour})
 		got := p.read(t, 13+100) // into the first tags
 		for i := range 20 {
 			if i == 12 {
@@ -298,13 +298,13 @@ func TestSlowPlayerJumpsToTheNewestKeyFrame(t *testing.T) {
 func TestStuckPlayerIsCut(t *testing.T) {
 	for _, size := range []int{100, 3 << 20} {
 		synctest.Test(t, func(t *testing.T) {
-			var e Engine
+			e := testEngine(t)
 			defer e.Close()
 			s := newSource(t)
 			s.headers(0)
 			s.frame('K', 0, size)
 			start := time.Now()
-			p := s.join(&e, &FLV{}, Limits{MaxLag: time.Minute, WriteTimeout: 10 * time.Second})
+			p := s.join(e, FLV{}, Limits{MaxLag: time.Minute, WriteTimeout: 10 * time.Second})
 			p.read(t, 13)
 			r := p.result2()
 			if took := time.Since(start); r.Reason != TooSlow || !errors.Is(r.Err, os.ErrDeadlineExceeded) || took < 10*time.Second || took > 20*time.Second {
@@ -323,12 +323,12 @@ func (p *player) result2() Result { return <-p.done }
 // A key frame of several megabytes takes its time on a thin line.
 func TestSlowProgressIsNotCut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var e Engine
+		e := testEngine(t)
 		defer e.Close()
 		s := newSource(t)
 		s.headers(0)
 		s.frame('K', 0, 5<<20)
-		p := s.join(&e, &FLV{}, Limits{MaxLag: time.Minute, WriteTimeout: 10 * time.Second})
+		p := s.join(e, FLV{}, Limits{MaxLag: time.Minute, WriteTimeout: 10 * time.Second})
 		var got []byte
 		for range 100 { // fewer bytes in a write timeout than a write has
 			time.Sleep(9 * time.Second)
@@ -365,18 +365,18 @@ func TestEndings(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var e Engine
+				e := testEngine(t)
 				defer e.Close()
 				s := newSource(t)
 				s.headers(0)
 				s.frame('K', 0, 10)
-				p := s.join(&e, &FLV{}, roomy)
+				p := s.join(e, FLV{}, roomy)
 				p.read(t, 13+len(joinTags(s.all)))
 				synctest.Wait()
 				if e.Len() != 1 {
 					t.Errorf("%d players", e.Len())
 				}
-				c.act(&e, s, p)
+				c.act(e, s, p)
 				r := p.result2()
 				if r.Reason != c.want || r.Bytes == 0 {
 					t.Errorf("ended as %+v", r)
@@ -400,11 +400,11 @@ func TestEndings(t *testing.T) {
 }
 
 func TestAddAfterClose(t *testing.T) {
-	var e Engine
+	e := testEngine(t)
 	e.Close()
 	s := newSource(t)
 	near, far := net.Pipe()
-	_, err := e.Add(Player{Conn: near, Cursor: s.s.Join(), Stream: s.s, Format: &FLV{}, Done: func(Result) { t.Error("Done was called") }})
+	_, err := e.Add(Player{Conn: near, Stream: s.s, Format: FLV{}, Done: func(Result) { t.Error("Done was called") }})
 	if !errors.Is(err, ErrClosed) {
 		t.Fatal(err)
 	}
@@ -417,11 +417,11 @@ func TestAddAfterClose(t *testing.T) {
 // connection is closed.
 func TestEndsRace(t *testing.T) {
 	for i := range 300 {
-		e := &Engine{}
+		e := testEngine(t)
 		s := newSource(t)
 		s.headers(0)
 		s.frame('K', 0, 10)
-		p := s.join(e, &FLV{}, roomy)
+		p := s.join(e, FLV{}, roomy)
 		go io.Copy(io.Discard, p.far)
 		var racers sync.WaitGroup
 		for _, f := range []func(){
@@ -444,13 +444,13 @@ func TestEndsRace(t *testing.T) {
 // After the farewell the player's own last words must not make a reset of the
 // close: the server waits for the player to close first, but not for ever.
 func TestFarewellIsNotEatenByAReset(t *testing.T) {
-	var e Engine
+	e := testEngine(t)
 	defer e.Close()
 	s := newSource(t)
 	s.headers(0)
 	s.frame('K', 0, 10)
 	near, far := tcpPair(t)
-	p := s.joinOn(&e, near, far, &FLV{}, roomy, []byte("bye"))
+	p := s.joinOn(e, near, far, FLV{}, roomy, []byte("bye"))
 	s.s.Close(nil)
 	if got := p.readAll(t); !bytes.HasSuffix(got, []byte("bye")) {
 		t.Errorf("the stream ends with %q", got[len(got)-3:])
@@ -475,7 +475,7 @@ func TestFarewellIsNotEatenByAReset(t *testing.T) {
 
 	silent := newSource(t)
 	near, far = tcpPair(t)
-	p = silent.joinOn(&e, near, far, &FLV{}, roomy, nil)
+	p = silent.joinOn(e, near, far, FLV{}, roomy, nil)
 	silent.s.Close(nil)
 	if r := p.result(t); r.Reason != Ended { // nobody calls End
 		t.Errorf("ended as %+v", r)
@@ -486,14 +486,14 @@ func TestFarewellIsNotEatenByAReset(t *testing.T) {
 // behind the end of the log.
 func TestInjectAtTagBoundaries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var e Engine
+		e := testEngine(t)
 		defer e.Close()
 		s := newSource(t)
 		s.headers(0)
 		for i := range 5 {
 			s.group(1000*i, 20000)
 		}
-		p := s.join(&e, &WebSocketFLV{}, roomy)
+		p := s.join(e, WebSocketFLV{}, roomy)
 		pong := []byte{0x8a, 1, 0}
 		var got []byte
 		for i := range 50 {
@@ -540,10 +540,10 @@ func TestInjectAtTagBoundaries(t *testing.T) {
 
 func TestInjectIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var e Engine
+		e := testEngine(t)
 		defer e.Close()
 		s := newSource(t)
-		p := s.join(&e, &FLV{}, roomy)
+		p := s.join(e, FLV{}, roomy)
 		start := time.Now()
 		answer := make([]byte, 1000)
 		for range 2 * maxInject / len(answer) {
@@ -560,13 +560,13 @@ func TestInjectIsBounded(t *testing.T) {
 // its way.
 func TestEndGentlySendsWhatIsOwed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var e Engine
+		e := testEngine(t)
 		defer e.Close()
 		s := newSource(t)
 		s.headers(0)
 		s.frame('K', 0, 1000)
 		s.group(1000, 3000) // which it does not get any more
-		p := s.join(&e, &WebSocketFLV{}, roomy)
+		p := s.join(e, WebSocketFLV{}, roomy)
 		got := p.read(t, 50)
 		p.Inject([]byte{0x88, 0})
 		p.EndGently(Left)
@@ -584,12 +584,12 @@ func TestEndGentlySendsWhatIsOwed(t *testing.T) {
 
 func TestPause(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var e Engine
+		e := testEngine(t)
 		defer e.Close()
 		s := newSource(t)
 		s.headers(0)
 		s.group(0, 10)
-		p := s.join(&e, &FLV{}, roomy)
+		p := s.join(e, FLV{}, roomy)
 		var got bytes.Buffer
 		var reader sync.WaitGroup
 		reader.Go(func() { io.Copy(&got, p.far) })
@@ -640,12 +640,12 @@ func TestEndReachesPausedAndMutedPlayers(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var e Engine
+				e := testEngine(t)
 				defer e.Close()
 				s := newSource(t)
 				s.headers(0)
 				near, far := net.Pipe()
-				p := s.joinOn(&e, near, far, &FLV{}, roomy, []byte("bye"))
+				p := s.joinOn(e, near, far, FLV{}, roomy, []byte("bye"))
 				c.wish(p)
 				for i := range 4 { // more than one batch
 					s.group(1000*i, 10)
@@ -665,11 +665,11 @@ func TestEndReachesPausedAndMutedPlayers(t *testing.T) {
 // Video that was muted goes on with a key frame and the headers that hold there.
 func TestMute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var e Engine
+		e := testEngine(t)
 		defer e.Close()
 		s := newSource(t)
 		s.headers(0)
-		p := s.join(&e, &RTMP{StreamID: 1, ChunkSize: 128}, roomy)
+		p := s.join(e, RTMP{StreamID: 1, ChunkSize: 128}, roomy)
 		p.Mute(media.Video, true)
 		var got bytes.Buffer
 		var reader sync.WaitGroup
@@ -736,14 +736,14 @@ func (w *wrapped) Write(p []byte) (int, error) {
 
 // Tags leave by writev, also from a connection that a *net.TCPConn is embedded in.
 func TestWrappedConnectionsUseWritev(t *testing.T) {
-	var e Engine
+	e := testEngine(t)
 	defer e.Close()
 	s := newSource(t)
 	s.headers(0)
 	s.group(0, 1000)
 	near, far := tcpPair(t)
 	w := &wrapped{TCPConn: near}
-	p := s.joinOn(&e, w, far, &WebSocketFLV{}, roomy, nil)
+	p := s.joinOn(e, w, far, WebSocketFLV{}, roomy, nil)
 	s.s.Close(nil)
 	if _, err := parseWebSocket(p.readAll(t)); err != nil {
 		t.Error(err)
@@ -758,7 +758,7 @@ func TestWrappedConnectionsUseWritev(t *testing.T) {
 // Players of all formats come, stall and leave at random while headers change;
 // each one's bytes must be the log's.
 func TestRandomPlayers(t *testing.T) {
-	var e Engine
+	e := testEngine(t)
 	s := newSource(t)
 	s.headers(0)
 	type outcome struct {
@@ -779,13 +779,13 @@ func TestRandomPlayers(t *testing.T) {
 		var f Format
 		switch i % 3 {
 		case 0:
-			f = &FLV{}
+			f = FLV{}
 		case 1:
-			f = &WebSocketFLV{}
+			f = WebSocketFLV{}
 		case 2:
-			f = &RTMP{StreamID: 1, ChunkSize: chunkSize}
+			f = RTMP{StreamID: 1, ChunkSize: chunkSize}
 		}
-		p := s.joinOn(&e, near, far, f, Limits{MaxLag: 2 * time.Second, WriteTimeout: patience}, nil)
+		p := s.joinOn(e, near, far, f, Limits{MaxLag: 2 * time.Second, WriteTimeout: patience}, nil)
 		players.Go(func() {
 			var b []byte
 			buf := make([]byte, 1+i*i*97%9000)

@@ -2,37 +2,35 @@ package fanout
 
 import (
 	"encoding/binary"
-	"net"
 
 	"weir/internal/flv"
 	"weir/internal/media"
 	"weir/internal/rtmp/chunk"
 )
 
-// Format turns tags into the bytes that one player gets. A value belongs to one
-// player.
+// Format turns tags into the bytes that players get. What all players of a
+// stream in a format get is the same, and is made once: two formats that are
+// equal (==) make the same bytes.
 type Format interface {
-	// append adds whole tags, in their order, to pending. What must be made for
-	// this player is made in scratch; slices of it in pending stay valid because
-	// scratch is grown by appending before it is sliced.
-	append(pending net.Buffers, scratch []byte, tags []media.Tag) (net.Buffers, []byte)
+	// append adds whole tags to dst. first says that they are the first that the
+	// player gets.
+	append(dst []byte, first bool, tags []media.Tag) []byte
 }
 
 // FLV is the format of HTTP-FLV: the tags as they lie in the log.
-type FLV struct{ started bool }
+type FLV struct{}
 
-func (f *FLV) append(pending net.Buffers, scratch []byte, tags []media.Tag) (net.Buffers, []byte) {
+func (FLV) append(dst []byte, first bool, tags []media.Tag) []byte {
 	if len(tags) == 0 {
-		return pending, scratch
+		return dst
 	}
-	if !f.started {
-		f.started = true
-		pending = append(pending, fileHeader(tags))
+	if first {
+		dst = append(dst, fileHeader(tags)...)
 	}
 	for _, t := range tags {
-		pending = append(pending, t)
+		dst = append(dst, t...)
 	}
-	return pending, scratch
+	return dst
 }
 
 // fileHeader announces the kinds that the first tags show: players such as
@@ -48,23 +46,20 @@ func fileHeader(tags []media.Tag) []byte {
 
 // WebSocketFLV is FLV in binary WebSocket messages (RFC 6455, section 5.2), one
 // message for each batch of tags.
-type WebSocketFLV struct{ flv FLV }
+type WebSocketFLV struct{}
 
-func (f *WebSocketFLV) append(pending net.Buffers, scratch []byte, tags []media.Tag) (net.Buffers, []byte) {
+func (WebSocketFLV) append(dst []byte, first bool, tags []media.Tag) []byte {
 	if len(tags) == 0 {
-		return pending, scratch
+		return dst
 	}
-	at := len(pending)
-	pending = append(pending, nil) // for the frame header
-	pending, scratch = f.flv.append(pending, scratch, tags)
 	size := 0
-	for _, b := range pending[at:] {
-		size += len(b)
+	if first {
+		size = flv.HeaderSize
 	}
-	start := len(scratch)
-	scratch = appendFrameHeader(scratch, size)
-	pending[at] = scratch[start:]
-	return pending, scratch
+	for _, t := range tags {
+		size += len(t)
+	}
+	return FLV{}.append(appendFrameHeader(dst, size), first, tags)
 }
 
 // appendFrameHeader opens an unmasked binary message of one frame.
@@ -85,13 +80,9 @@ type RTMP struct {
 	ChunkSize int    // that was announced to the player
 }
 
-func (f *RTMP) append(pending net.Buffers, scratch []byte, tags []media.Tag) (net.Buffers, []byte) {
-	start := len(scratch)
+func (f RTMP) append(dst []byte, _ bool, tags []media.Tag) []byte {
 	for _, t := range tags {
-		scratch = chunk.AppendMedia(scratch, t, f.StreamID, f.ChunkSize)
+		dst = chunk.AppendMedia(dst, t, f.StreamID, f.ChunkSize)
 	}
-	if len(scratch) > start {
-		pending = append(pending, scratch[start:])
-	}
-	return pending, scratch
+	return dst
 }

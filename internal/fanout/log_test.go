@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"log/slog"
 	"testing"
 	"time"
 
@@ -224,4 +225,11 @@ func parseRTMP(b []byte, streamID uint32, chunkSize int) (tags []media.Tag, comm
 			tags = append(tags, m.Tag)
 		}
 	}
+}
+
+// testEngine returns an engine with two shards that sends each frame at once.
+func testEngine(t testing.TB) *Engine {
+	e := New(Options{Shards: 2, Log: slog.New(slog.DiscardHandler)})
+	t.Cleanup(e.Close)
+	return e
 }

@@ -1,88 +1,182 @@
 package fanout
 
 import (
-	"errors"
-	"io"
-	"net"
-	"os"
+	"sync"
+	"sync/atomic"
 	"syscall"
-	"time"
 
 	"weir/internal/media"
 	"weir/internal/stream"
 )
 
-// A batch is what is taken from the log and formatted at a time. Its bounds are
-// also those of what a slow player keeps in memory besides the log, of what must
-// be sent before a jump, and of the wait of what is injected.
-const (
-	batchTags  = 64
-	batchBytes = 128 << 10 // the tag that exceeds it included
+// Session is one player while it plays.
+type Session struct {
+	// Static after Add.
+	e     *Engine
+	p     Player
+	raw   syscall.RawConn // nil: the connection cannot be written to directly
+	shard *shard          // nil without raw
 
-	writePiece = 64 << 10        // bytes of one write
-	maxScratch = 256 << 10       // bytes that are kept for the next batch
-	endLinger  = 2 * time.Second // for a player to close after the farewell
-)
+	bytes   atomic.Uint64
+	skipped atomic.Uint64
+	watched atomic.Uint64 // id at the reader, 0 for none
 
-// sender is what run owns.
-type sender struct {
-	*Session
+	// Owned by whoever has the session: its shard, or its chaser.
+	group   *group
+	at      int            // index among the group's players
+	cursor  *stream.Cursor // where a chaser goes on
+	rest    []byte         // to be written before that; may begin in the middle of a tag
+	started bool           // the player has got the beginning of its format
 
-	tags    []media.Tag     // the batch
-	entry   [1]stream.Entry // taken from the log one by one, to stop at batchBytes
-	pending net.Buffers     // the batch in the player's format; shares memory with the log
-	scratch []byte          // framing made for this player
-	piece   net.Buffers     // of pending, while it is being written
+	skipBase uint64 // tags lost before cursor
 
-	paused  bool
-	probe   stream.Cursor // while paused: reads on to see the stream's end
-	video   bool          // frames of video are sent
-	waiting bool          // for the key frame that video goes on with
-	pauses  uint64        // tags that pauses passed over
+	mu     sync.Mutex
+	place  place         // guarded by mu
+	mailed bool          // guarded by mu; it lies in the shard's mail
+	wake   chan struct{} // guarded by mu; of the chaser, nil before the first; capacity 1
+	gone   chan struct{} // guarded by mu; for one who waits for End, nil if nobody does
+	inject []byte        // guarded by mu; to be written at the next tag boundary
+	reason Reason        // guarded by mu; why the session ends, once that is sure
+	ended  bool          // guarded by mu; End was called
+	wish   wish          // guarded by mu
 }
 
-// run is one player's whole life.
-func (s *Session) run() Result {
-	s.p.Stream.Subscribe(s.wake)
-	defer s.p.Stream.Unsubscribe(s.wake)
+// place says who has a session.
+type place uint8
 
-	r := sender{Session: s, video: true}
-	for {
-		inject, wish, reason := s.take()
-		if reason != "" {
-			return s.finish(reason, nil)
-		}
-		r.pending = r.pending[:0]
-		if len(inject) > 0 {
-			r.pending = append(r.pending, inject)
-		}
-		if wish.leave != "" {
-			if err := r.write(); err != nil {
-				return s.finish(classify(err), err)
-			}
-			return s.finish(wish.leave, nil)
-		}
-		taken, end := r.gather(wish)
-		r.pending, r.scratch = s.p.Format.append(r.pending, r.scratch[:0], r.tags)
-		if err := r.write(); err != nil {
-			return s.finish(classify(err), err)
-		}
-		r.release()
-		if taken {
-			continue // until the log is read to its end
-		}
-		if end != nil {
-			if r.pending = r.pending[:0]; len(s.p.Farewell) > 0 {
-				r.pending = append(r.pending, s.p.Farewell)
-			}
-			_ = r.write() // the session is over either way
-			s.linger()
-			return s.finish(Ended, end)
-		}
-		<-s.wake
+const (
+	arriving place = iota // in the shard's mail, new or back from its chaser
+	sharded               // with the healthy or the waiting players of its group
+	chased                // a goroutine of its own writes
+	over                  // the connection is closed
+)
+
+// wish is what a player wants of its stream.
+type wish struct {
+	leave  Reason // set to end at the next tag boundary
+	paused bool
+	muted  muted
+}
+
+// special reports a wish that makes the player's bytes differ from the others'.
+func (w wish) special() bool { return w != wish{} }
+
+// muted says which kinds are left out.
+type muted struct{ audio, video bool }
+
+// maxInject bounds what a player may make the server owe it.
+const maxInject = 64 << 10
+
+// Inject has bytes written at the next tag boundary, such as the answer to a
+// ping. A player that makes the server owe more than it reads is cut.
+func (s *Session) Inject(b []byte) {
+	s.mu.Lock()
+	over := len(s.inject)+len(b) > maxInject
+	if !over {
+		s.inject = append(s.inject, b...)
+	}
+	s.mu.Unlock()
+	if over {
+		s.End(TooSlow)
+		return
+	}
+	s.attend()
+}
+
+// Pause stops sending media or, with false, goes on: at the newest key frame if
+// one has come meanwhile, else where it stopped. What passes during a pause does
+// not count as skipped.
+func (s *Session) Pause(on bool) {
+	s.mu.Lock()
+	s.wish.paused = on
+	s.mu.Unlock()
+	s.attend()
+}
+
+// Mute leaves out the frames of a kind, or sends them again: audio at once,
+// video from the next key frame on. Decoder headers are sent all the same.
+func (s *Session) Mute(kind media.Kind, on bool) {
+	s.mu.Lock()
+	switch kind {
+	case media.Audio:
+		s.wish.muted.audio = on
+	case media.Video:
+		s.wish.muted.video = on
+	}
+	s.mu.Unlock()
+	s.attend()
+}
+
+// End closes the connection; Done gets the reason. Only the first call counts,
+// and none after the session's own end.
+func (s *Session) End(why Reason) {
+	s.settle(why)
+	s.mu.Lock()
+	first := !s.ended
+	s.ended = true
+	if first && s.gone != nil {
+		close(s.gone)
+	}
+	s.mu.Unlock()
+	if first {
+		s.p.Conn.Close()
+		s.attend()
 	}
 }
 
+// EndGently is End for a player that takes part in it: what was given to Inject
+// before is written first, behind the tag that is on its way. The write timeout
+// bounds that.
+func (s *Session) EndGently(why Reason) {
+	s.mu.Lock()
+	if s.wish.leave == "" {
+		s.wish.leave = why
+	}
+	s.mu.Unlock()
+	s.attend()
+}
+
+// Bytes returns what was written so far.
+func (s *Session) Bytes() uint64 { return s.bytes.Load() }
+
+// Skipped returns the tags that the player lost so far by being slow.
+func (s *Session) Skipped() uint64 { return s.skipped.Load() }
+
+// attend makes whoever has the session look at what was asked of it.
+func (s *Session) attend() {
+	s.mu.Lock()
+	place, wake := s.place, s.wake
+	s.mu.Unlock()
+	switch place {
+	case arriving, sharded:
+		s.mail()
+	case chased:
+		select {
+		case wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// mail puts the session into its shard's mail.
+func (s *Session) mail() {
+	s.mu.Lock()
+	already := s.mailed
+	s.mailed = true
+	s.mu.Unlock()
+	if !already {
+		s.shard.deliver(s)
+	}
+}
+
+// move notes who has the session now.
+func (s *Session) move(to place) {
+	s.mu.Lock()
+	s.place = to
+	s.mu.Unlock()
+}
+
+// take returns what was asked for since the last time.
 func (s *Session) take() (inject []byte, w wish, reason Reason) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -90,168 +184,43 @@ func (s *Session) take() (inject []byte, w wish, reason Reason) {
 	return inject, s.wish, s.reason
 }
 
-// gather takes the next batch from the log. It reports whether there was
-// anything; end is the cause that the stream was closed with, after all was read.
-func (r *sender) gather(w wish) (taken bool, end error) {
-	cursor := r.p.Cursor
-	switch {
-	case w.paused && !r.paused:
-		r.probe = *cursor
-	case !w.paused && r.paused:
-		before := cursor.Skipped()
-		cursor.Jump()
-		r.pauses += cursor.Skipped() - before
-	}
-	if r.paused = w.paused; r.paused {
-		run, err := r.probe.Next(r.entry[:])
-		return len(run.Entries) > 0, err
-	}
-	if _, behind := cursor.Behind(); time.Duration(behind)*time.Millisecond > r.p.Limits.MaxLag {
-		cursor.Jump()
-	}
-	for size := 0; len(r.tags) < batchTags && size < batchBytes; {
-		run, err := cursor.Next(r.entry[:])
-		if len(run.Entries) == 0 {
-			end = err
-			break
-		}
-		taken = true
-		e := &run.Entries[0]
-		if run.Headers != nil {
-			for _, t := range run.Headers.At(e.Tag.Time()) {
-				r.tags = append(r.tags, t)
-				size += len(t)
-			}
-		}
-		if r.wants(e, w.muted) {
-			r.tags = append(r.tags, e.Tag)
-			size += len(e.Tag)
-		}
-	}
-	r.skipped.Store(cursor.Skipped() - r.pauses)
-	return taken, end
-}
-
-// wants reports whether the player is to get an entry.
-func (r *sender) wants(e *stream.Entry, m muted) bool {
-	if e.Info.IsHeader() {
-		return true
-	}
-	switch e.Info.Kind {
-	case media.Audio:
-		return !m.audio
-	case media.Video:
-		if m.video {
-			r.video, r.waiting = false, false
-			return false
-		}
-		if !r.video {
-			r.video, r.waiting = true, true
-		}
-		if r.waiting && e.Info.IsKeyFrame() {
-			r.waiting = false
-		}
-		return !r.waiting
-	}
-	return true
-}
-
-// release lets go of the batch, so that an idle player holds nothing of the log.
-func (r *sender) release() {
-	clear(r.tags)
-	r.tags = r.tags[:0]
-	r.entry[0] = stream.Entry{}
-	if cap(r.scratch) > maxScratch {
-		r.scratch = nil
-	}
-}
-
-// write sends what is pending, with writev where the connection can. The write
-// timeout counts from the last progress, so that a slow player is not cut while
-// it takes something.
-func (r *sender) write() error {
-	for rest := r.pending; ; {
-		r.piece = r.piece[:0]
-		for size := 0; len(r.piece) < len(rest) && size < writePiece; {
-			b := rest[len(r.piece)]
-			b = b[:min(len(b), writePiece-size)]
-			r.piece = append(r.piece, b)
-			size += len(b)
-		}
-		if len(r.piece) == 0 {
-			return nil
-		}
-		if err := r.p.Conn.SetWriteDeadline(time.Now().Add(r.p.Limits.WriteTimeout)); err != nil {
-			return err
-		}
-		piece := r.piece
-		n, err := piece.WriteTo(r.p.Conn)
-		clear(r.piece)
-		r.bytes.Add(uint64(n))
-		if err != nil && (n == 0 || !errors.Is(err, os.ErrDeadlineExceeded)) {
-			return err
-		}
-		rest = consume(rest, int(n))
-	}
-}
-
-// consume returns what is left of b after its first n bytes, letting go of the
-// others.
-func consume(b net.Buffers, n int) net.Buffers {
-	for len(b) > 0 && n >= len(b[0]) {
-		n -= len(b[0])
-		b[0] = nil
-		b = b[1:]
-	}
-	if n > 0 {
-		b[0] = b[0][n:]
-	}
-	return b
-}
-
-// linger closes the sending side and waits until the player has closed its own,
-// which whoever reads from it says by End.
-func (s *Session) linger() {
+// settle makes why the reason unless there is one, and returns the reason.
+func (s *Session) settle(why Reason) Reason {
 	s.mu.Lock()
-	if s.reason == "" {
-		s.reason = Ended
-	}
-	s.mu.Unlock()
-	half, ok := s.p.Conn.(interface{ CloseWrite() error })
-	if !ok || half.CloseWrite() != nil {
-		return
-	}
-	timer := time.NewTimer(endLinger)
-	defer timer.Stop()
-	select {
-	case <-s.gone:
-	case <-timer.C:
-	}
-}
-
-func (s *Session) finish(why Reason, err error) Result {
-	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.reason == "" {
 		s.reason = why
 	}
-	why = s.reason
-	s.mu.Unlock()
-	if why == TooSlow {
+	return s.reason
+}
+
+// finish closes the connection and ends the session, by whoever has it.
+func (s *Session) finish(why Reason, err error) {
+	s.move(over)
+	if why = s.settle(why); why == TooSlow {
 		// What lies in the socket would be kept for a peer that does not read.
 		if c, ok := s.p.Conn.(interface{ SetLinger(seconds int) error }); ok {
 			_ = c.SetLinger(0)
 		}
 	}
+	s.e.reader.remove(s)
 	s.p.Conn.Close()
-	return Result{Reason: why, Err: err, Bytes: s.bytes.Load(), Skipped: s.skipped.Load()}
+	if s.group != nil {
+		s.group.leave()
+	}
+	s.rest, s.cursor = nil, nil
+	s.e.finish(s, Result{Reason: why, Err: err, Bytes: s.bytes.Load(), Skipped: s.skipped.Load()})
 }
 
-func classify(err error) Reason {
-	switch {
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return TooSlow
-	case errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET), errors.Is(err, net.ErrClosed), errors.Is(err, io.ErrClosedPipe):
-		return Left
+// readBlocking gives what the player sends to Read, for connections that the
+// reader cannot watch. It ends with the connection.
+func (s *Session) readBlocking() {
+	var b [512]byte
+	for {
+		n, err := s.p.Conn.Read(b[:])
+		if n > 0 && !s.p.Read(s, b[:n]) || err != nil {
+			s.End(Left)
+			return
+		}
 	}
-	return Failed
 }

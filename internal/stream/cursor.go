@@ -1,5 +1,7 @@
 package stream
 
+import "math"
+
 // Cursor is one reader's place in a log: a position and the headers that the
 // reader has. It starts nothing, holds nothing up, and needs no closing. It
 // belongs to its reader and is not safe for concurrent use; the zero value is
@@ -47,25 +49,19 @@ func (c *Cursor) place() {
 // A cursor whose entry has left the log continues at the newest join point; the
 // run then begins with the headers of that place if they differ from those
 // that the reader had, and Skipped has grown.
-func (c *Cursor) Next(buf []Entry) (Run, error) {
+func (c *Cursor) Next(buf []Entry) (Run, error) { return c.NextUntil(buf, math.MaxUint64) }
+
+// NextUntil is Next that stops before entry end, as if nothing were there yet.
+func (c *Cursor) NextUntil(buf []Entry, end uint64) (Run, error) {
 	s := c.s
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	if c.next < s.head {
-		c.fellBehind()
-	}
+	c.settle(end)
 	mask := uint64(len(s.ring) - 1)
-	for c.seeking && c.next < s.next {
-		if s.ring[c.next&mask].joinable {
-			c.seeking = false
-		} else {
-			c.pass(c.next + 1)
-		}
-	}
-	if c.seeking || c.next == s.next {
+	if c.next == s.next {
 		return Run{}, s.closed
 	}
-	if len(buf) == 0 {
+	if c.seeking || len(buf) == 0 || c.next >= end {
 		return Run{}, nil
 	}
 	var r Run
@@ -74,7 +70,7 @@ func (c *Cursor) Next(buf []Entry) (Run, error) {
 		c.headers = first.Headers
 	}
 	n := 0
-	for n < len(buf) && c.next < s.next {
+	for n < len(buf) && c.next < min(s.next, end) {
 		buf[n] = s.ring[c.next&mask]
 		n++
 		c.next++
@@ -82,6 +78,32 @@ func (c *Cursor) Next(buf []Entry) (Run, error) {
 	c.headers = buf[n-1].Headers
 	r.Entries = buf[:n]
 	return r, nil
+}
+
+// Settle moves a cursor that has not read yet to its join point, if that is
+// before entry end, and returns where it is. Next then begins there.
+func (c *Cursor) Settle(end uint64) (seq uint64, ok bool) {
+	c.s.mu.RLock()
+	defer c.s.mu.RUnlock()
+	c.settle(end)
+	return c.next, !c.seeking && c.next < min(c.s.next, end)
+}
+
+// settle puts the cursor on an entry that is in the log and, if it seeks, on a
+// join point before end. s.mu is held for reading.
+func (c *Cursor) settle(end uint64) {
+	s := c.s
+	if c.next < s.head {
+		c.fellBehind()
+	}
+	mask := uint64(len(s.ring) - 1)
+	for c.seeking && c.next < min(s.next, end) {
+		if s.ring[c.next&mask].joinable {
+			c.seeking = false
+		} else {
+			c.pass(c.next + 1)
+		}
+	}
 }
 
 // fellBehind handles a cursor whose entry was dropped. s.mu is held for reading.
@@ -142,4 +164,24 @@ func (c *Cursor) Behind() (entries uint64, ms uint32) {
 	}
 	d := int32(c.s.timeline.last - c.s.ring[at&mask].Tag.Time())
 	return c.s.next - c.next, uint32(max(d, 0))
+}
+
+// At returns a cursor that continues at entry seq (see Seq), for a reader that
+// has the headers h, which may be nil.
+func (s *Stream) At(seq uint64, h *Headers) *Cursor {
+	return &Cursor{s: s, next: seq, headers: h}
+}
+
+// Seq returns the sequence number of the entry that the cursor stands before.
+// Entries are numbered from 0 in the order in which they were appended.
+func (c *Cursor) Seq() uint64 { return c.next }
+
+// Headers returns the headers that the reader has, nil before its first entry.
+func (c *Cursor) Headers() *Headers { return c.headers }
+
+// End returns the sequence number that the next entry appended will have.
+func (s *Stream) End() uint64 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.next
 }

@@ -1,0 +1,262 @@
+package fanout
+
+import (
+	"math"
+	"time"
+
+	"errors"
+	"os"
+
+	"weir/internal/media"
+	"weir/internal/stream"
+)
+
+// A batch is what a chaser takes from the log and formats at a time. Its bounds
+// are also those of what a slow player keeps in memory besides the log, of what
+// must be sent before a jump, and of the wait of what is injected.
+const (
+	chaseTags  = 64
+	chaseBytes = 128 << 10 // the tag that exceeds it included
+
+	writePiece = 64 << 10        // bytes of one write
+	endLinger  = 2 * time.Second // for a player to close after the farewell
+)
+
+// chaser is the goroutine of a player that cannot be served by a shard, or not
+// now: it writes with deadlines from a cursor of the player's own. It gives the
+// player back when it has caught up.
+type chaser struct {
+	*Session
+
+	tags    []media.Tag     // the batch
+	entry   [1]stream.Entry // taken from the log one by one, to stop at chaseBytes
+	scratch []byte          // the batch in the player's format
+	woken   bool            // the stream tells wake
+
+	paused  bool
+	probe   stream.Cursor // while paused: reads on to see the stream's end
+	video   bool          // frames of video are sent
+	waiting bool          // for the key frame that video goes on with
+	pauses  uint64        // tags that pauses passed over
+}
+
+// chase starts the session's chaser. The session's rest and cursor are set.
+func (s *Session) chase() {
+	s.mu.Lock()
+	s.place = chased
+	if s.wake == nil {
+		s.wake = make(chan struct{}, 1)
+	}
+	s.mu.Unlock()
+	s.e.running.Go(func() {
+		c := chaser{Session: s, video: true}
+		c.run()
+	})
+}
+
+// run writes until the player is over or has caught up.
+func (c *chaser) run() {
+	s := c.Session
+	defer c.sleep()
+	if rest := s.rest; len(rest) > 0 {
+		s.rest = nil
+		if err := c.write(rest); err != nil {
+			s.finish(classify(err), err)
+			return
+		}
+	}
+	for {
+		inject, wish, reason := s.take()
+		if reason != "" {
+			s.finish(reason, nil)
+			return
+		}
+		if err := c.write(inject); err != nil {
+			s.finish(classify(err), err)
+			return
+		}
+		if wish.leave != "" {
+			s.finish(wish.leave, nil)
+			return
+		}
+		taken, end := c.gather(wish)
+		if len(c.tags) > 0 {
+			c.scratch = s.p.Format.append(c.scratch[:0], !s.started, c.tags)
+			s.started = true
+			if err := c.write(c.scratch); err != nil {
+				s.finish(classify(err), err)
+				return
+			}
+			c.release()
+		}
+		switch {
+		case taken: // until the log is read to its end
+		case end != nil:
+			s.settle(Ended)           // before the player can know it and leave
+			_ = c.write(s.p.Farewell) // the session is over either way
+			c.linger()
+			s.finish(Ended, end)
+			return
+		case s.shard != nil && !wish.special() && !c.muting():
+			c.giveBack()
+			return
+		default:
+			c.listen()
+			<-s.wake
+		}
+	}
+}
+
+// muting reports that video is still left out although it was asked for again.
+func (c *chaser) muting() bool { return !c.video || c.waiting }
+
+// listen has the stream wake the chaser, from the first wait on.
+func (c *chaser) listen() {
+	if !c.woken {
+		c.woken = true
+		c.p.Stream.Subscribe(c.wake)
+		c.attend() // what came before is not told
+	}
+}
+
+func (c *chaser) sleep() {
+	if c.woken {
+		c.p.Stream.Unsubscribe(c.wake)
+	}
+}
+
+// giveBack hands the session to its shard. The chaser must not touch it after.
+func (c *chaser) giveBack() {
+	s := c.Session
+	_ = s.p.Conn.SetWriteDeadline(time.Time{}) // the shard's writes know none
+	s.skipBase += s.cursor.Skipped() - c.pauses
+	s.skipped.Store(s.skipBase)
+	if s.started {
+		s.cursor = s.p.Stream.At(s.cursor.Seq(), s.cursor.Headers()) // what it lost is counted
+	}
+	s.move(arriving)
+	s.mail()
+}
+
+// gather takes the next batch from the log. It reports whether there was
+// anything; end is the cause that the stream was closed with, after all was read.
+func (c *chaser) gather(w wish) (taken bool, end error) {
+	cursor := c.cursor
+	switch {
+	case w.paused && !c.paused:
+		c.probe = *cursor
+	case !w.paused && c.paused:
+		before := cursor.Skipped()
+		cursor.Jump()
+		c.pauses += cursor.Skipped() - before
+	}
+	if c.paused = w.paused; c.paused {
+		run, err := c.probe.Next(c.entry[:])
+		return len(run.Entries) > 0, err
+	}
+	if _, behind := cursor.Behind(); time.Duration(behind)*time.Millisecond > c.p.Limits.MaxLag {
+		cursor.Jump()
+	}
+	for size := 0; len(c.tags) < chaseTags && size < chaseBytes; {
+		run, err := cursor.NextUntil(c.entry[:], c.until(w))
+		if len(run.Entries) == 0 {
+			end = err
+			break
+		}
+		taken = true
+		e := &run.Entries[0]
+		if run.Headers != nil {
+			for _, t := range run.Headers.At(e.Tag.Time()) {
+				c.tags = append(c.tags, t)
+				size += len(t)
+			}
+		}
+		if c.wants(e, w.muted) {
+			c.tags = append(c.tags, e.Tag)
+			size += len(e.Tag)
+		}
+	}
+	c.skipped.Store(c.skipBase + cursor.Skipped() - c.pauses)
+	return taken, end
+}
+
+// until returns the entry that the chaser does not go beyond: where its group is,
+// so that it can be given back there. A player of the shard's that is given back
+// early would have to wait for its group.
+func (c *chaser) until(w wish) uint64 {
+	if c.group == nil || w.special() || c.muting() {
+		return math.MaxUint64
+	}
+	return c.group.next.Load()
+}
+
+// wants reports whether the player is to get an entry.
+func (c *chaser) wants(e *stream.Entry, m muted) bool {
+	if e.Info.IsHeader() {
+		return true
+	}
+	switch e.Info.Kind {
+	case media.Audio:
+		return !m.audio
+	case media.Video:
+		if m.video {
+			c.video, c.waiting = false, false
+			return false
+		}
+		if !c.video {
+			c.video, c.waiting = true, true
+		}
+		if c.waiting && e.Info.IsKeyFrame() {
+			c.waiting = false
+		}
+		return !c.waiting
+	}
+	return true
+}
+
+// release lets go of the batch, so that an idle player holds nothing of the log.
+func (c *chaser) release() {
+	clear(c.tags)
+	c.tags = c.tags[:0]
+	c.entry[0] = stream.Entry{}
+	if cap(c.scratch) > 2*chaseBytes {
+		c.scratch = nil
+	}
+}
+
+// write sends b. The write timeout counts from the last progress, so that a slow
+// player is not cut while it takes something.
+func (c *chaser) write(b []byte) error {
+	for len(b) > 0 {
+		if err := c.p.Conn.SetWriteDeadline(time.Now().Add(c.p.Limits.WriteTimeout)); err != nil {
+			return err
+		}
+		n, err := c.p.Conn.Write(b[:min(len(b), writePiece)])
+		c.bytes.Add(uint64(n))
+		if err != nil && (n == 0 || !errors.Is(err, os.ErrDeadlineExceeded)) {
+			return err
+		}
+		b = b[n:]
+	}
+	return nil
+}
+
+// linger closes the sending side and waits until the player has closed its own,
+// which whoever reads from it says by End.
+func (c *chaser) linger() {
+	gone := make(chan struct{})
+	c.mu.Lock()
+	ended := c.ended
+	c.gone = gone
+	c.mu.Unlock()
+	half, ok := c.p.Conn.(interface{ CloseWrite() error })
+	if ended || !ok || half.CloseWrite() != nil {
+		return
+	}
+	timer := time.NewTimer(endLinger)
+	defer timer.Stop()
+	select {
+	case <-gone:
+	case <-timer.C:
+	}
+}

@@ -1,0 +1,104 @@
+package fanout
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// direct returns access to the socket below a connection. This is the one place
+// that decides which way a player is served: the shard can write to a TCP or unix
+// socket; anything else, such as TLS, must be written to as a net.Conn and has no
+// syscall.Conn.
+func direct(c net.Conn) (syscall.RawConn, bool) {
+	sc, ok := c.(syscall.Conn)
+	if !ok {
+		return nil, false
+	}
+	raw, err := sc.SyscallConn()
+	return raw, err == nil
+}
+
+// unsentBytes is how much of what was written may wait in a socket for the first
+// time to be sent. Without it the kernel takes megabytes, many seconds of a
+// stream, for a player that is too slow, and those cannot be jumped over.
+const unsentBytes = 256 << 10
+
+// prepare sets the options of a player's socket. Errors do not matter: a unix
+// socket has none of them.
+func prepare(raw syscall.RawConn, l Limits) {
+	_ = raw.Control(func(fd uintptr) {
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentBytes)
+		// A peer that is gone without a word is found although its socket never fills.
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(l.WriteTimeout.Milliseconds()))
+	})
+}
+
+// socketWriter sends to sockets without waiting. It belongs to one goroutine.
+type socketWriter struct {
+	send func(fd uintptr) bool // made once: a closure for each call would be garbage
+	out  []byte
+	n    int
+	err  error
+}
+
+func newSocketWriter() *socketWriter {
+	w := &socketWriter{}
+	w.send = func(fd uintptr) bool {
+		w.n, w.err = sendNow(fd, w.out)
+		return true // whatever came of it: the shard never waits
+	}
+	return w
+}
+
+// write sends what the socket takes of b. n < len(b) without an error means that
+// it is full. RawConn holds the descriptor while it is used, so that a connection
+// that is closed meanwhile cannot become somebody else's.
+func (w *socketWriter) write(raw syscall.RawConn, b []byte) (n int, err error) {
+	w.out, w.n, w.err = b, 0, nil
+	if err := raw.Write(w.send); err != nil {
+		return 0, err
+	}
+	w.out = nil
+	return w.n, w.err
+}
+
+// sendNow is send(2) that does not tell Go's scheduler: the call cannot block, and
+// entering and leaving the scheduler would cost a quarter of it.
+func sendNow(fd uintptr, b []byte) (int, error) {
+	for {
+		n, _, errno := syscall.RawSyscall6(syscall.SYS_SENDTO, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)),
+			syscall.MSG_DONTWAIT|syscall.MSG_NOSIGNAL, 0, 0)
+		switch errno {
+		case 0:
+			return int(n), nil
+		case syscall.EINTR:
+			continue
+		case syscall.EAGAIN, syscall.ENOBUFS:
+			return 0, nil
+		}
+		return 0, errno
+	}
+}
+
+// classify says what a failed write means.
+func classify(err error) Reason {
+	switch {
+	case isTimeout(err), errors.Is(err, syscall.ETIMEDOUT):
+		return TooSlow
+	case errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET), isClosed(err):
+		return Left
+	}
+	return Failed
+}
+
+func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
+
+func isClosed(err error) bool {
+	return errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrClosedPipe)
+}
