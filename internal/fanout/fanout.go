@@ -203,10 +203,8 @@ func (s *Session) Mute(kind media.Kind, on bool) {
 // End closes the connection; Done gets the reason. Only the first call counts,
 // and none after the session's own end.
 func (s *Session) End(why Reason) {
+	s.settle(why)
 	s.mu.Lock()
-	if s.reason == "" {
-		s.reason = why
-	}
 	first := !s.ended
 	s.ended = true
 	s.mu.Unlock()

@@ -72,6 +72,7 @@ func (s *Session) run() Result {
 			continue // until the log is read to its end
 		}
 		if end != nil {
+			s.settle(Ended) // before the player can know it and leave
 			if r.pending = r.pending[:0]; len(s.p.Farewell) > 0 {
 				r.pending = append(r.pending, s.p.Farewell)
 			}
@@ -212,11 +213,6 @@ func consume(b net.Buffers, n int) net.Buffers {
 // linger closes the sending side and waits until the player has closed its own,
 // which whoever reads from it says by End.
 func (s *Session) linger() {
-	s.mu.Lock()
-	if s.reason == "" {
-		s.reason = Ended
-	}
-	s.mu.Unlock()
 	half, ok := s.p.Conn.(interface{ CloseWrite() error })
 	if !ok || half.CloseWrite() != nil {
 		return
@@ -229,14 +225,18 @@ func (s *Session) linger() {
 	}
 }
 
-func (s *Session) finish(why Reason, err error) Result {
+// settle makes why the reason unless there is one, and returns the reason.
+func (s *Session) settle(why Reason) Reason {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.reason == "" {
 		s.reason = why
 	}
-	why = s.reason
-	s.mu.Unlock()
-	if why == TooSlow {
+	return s.reason
+}
+
+func (s *Session) finish(why Reason, err error) Result {
+	if why = s.settle(why); why == TooSlow {
 		// What lies in the socket would be kept for a peer that does not read.
 		if c, ok := s.p.Conn.(interface{ SetLinger(seconds int) error }); ok {
 			_ = c.SetLinger(0)

@@ -247,7 +247,7 @@ func TestPlayEveryProtocol(t *testing.T) {
 	want := someTags()
 
 	head := n.get("HEAD", n.http, "/live/cam.flv")
-	if head.StatusCode != 200 || head.Header.Get("Content-Type") != "video/x-flv" || head.ContentLength != -1 || body(t, head) != "" {
+	if head.StatusCode != 200 || head.Header.Get("Content-Type") != "video/x-flv" || head.ContentLength != -1 || head.Header.Get("Cache-Control") != "no-store" || body(t, head) != "" {
 		t.Errorf("HEAD: %d %v, length %d", head.StatusCode, head.Header, head.ContentLength)
 	}
 	if len(n.sessions.Sessions()) != 0 {
