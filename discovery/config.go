@@ -21,8 +21,7 @@ type ServerConfig struct {
 	// The address of the HTTP API, as host:port. Port 0 takes a free port.
 	Listen string `yaml:"listen"`
 	// The bearer token that calls which change the directory must bring, without white space.
-	// Empty: none is asked for, which is for loopback and closed networks only. `weir check`
-	// prints it.
+	// Empty: none is asked for, which is for loopback and closed networks only.
 	Token configs.Secret `yaml:"token"`
 	// How long a stream stays with its owner without a renewal, if the owner asks for no other
 	// time; from 300ms to max_lease_ttl.
@@ -126,7 +125,7 @@ type Config struct {
 	// API address. Streams are then not exclusive: two origins may take the same name at the
 	// same moment.
 	Peers []string `yaml:"peers"`
-	// The bearer token of the discovery servers. `weir check` prints it.
+	// The bearer token of the discovery servers.
 	Token configs.Secret `yaml:"token"`
 	// How long one call to the directory may take, over all urls; from 10ms to 1m.
 	Timeout time.Duration `yaml:"timeout"`

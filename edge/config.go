@@ -49,7 +49,7 @@ type Config struct {
 	Forward ForwardConfig `yaml:"forward"`
 	// The cache of the HLS files that are fetched from upstream, per worker.
 	HLSCache hls.CacheConfig `yaml:"hls_cache"`
-	// How many connections the RTMP door takes, and as many again the HTTP door; per worker.
+	// How many connections the node takes, RTMP and HTTP together; per worker.
 	Limits limit.Config `yaml:"limits"`
 	// The tenants by name. `__defaultVhost__` is the one of requests that name no other; it
 	// exists also when the file does not name it.

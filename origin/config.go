@@ -38,7 +38,7 @@ type Config struct {
 	Play session.Config `yaml:"play"`
 	// What happens to the streams of publishers.
 	Publish PublishConfig `yaml:"publish"`
-	// How many connections the RTMP door takes, and as many again the HTTP door.
+	// How many connections the node takes, RTMP and HTTP together.
 	Limits limit.Config `yaml:"limits"`
 	// The tenants by name. `__defaultVhost__` is the one of requests that name no other; it
 	// exists also when the file does not name it.

@@ -38,15 +38,15 @@ type Origin struct {
 	owner   Owner
 	log     *slog.Logger
 	set     *metrics.Set
-	running sync.WaitGroup // HLS of the publications
+	running sync.WaitGroup // HLS of the publications, and their ends
 
 	redirects *metrics.Counter
 
-	mu      sync.Mutex
-	streams map[string]*publication // guarded by mu; by stream key
-	ended   map[string]*hls.Store   // guarded by mu; playlists that linger
-	changed chan struct{}           // guarded by mu; closed and replaced when a stream comes
-	stopped bool                    // guarded by mu
+	mu        sync.Mutex              // guards all below, and the publications
+	streams   map[string]*publication // by stream key
+	lingering map[string]*hls.Store   // playlists of streams that have ended
+	changed   chan struct{}           // closed and replaced when a stream comes
+	stopped   bool
 }
 
 // New returns the role. owner may be set later, before anything is served.
@@ -54,7 +54,7 @@ func New(cfg Config, log *slog.Logger, set *metrics.Set) *Origin {
 	o := &Origin{
 		cfg: cfg, node: cfg.Node.Name("origin"), table: vhost.NewTable(cfg.Vhosts), log: log, set: set,
 		redirects: set.NewCounter("weir_redirects_total"),
-		streams:   map[string]*publication{}, ended: map[string]*hls.Store{}, changed: make(chan struct{}),
+		streams:   map[string]*publication{}, lingering: map[string]*hls.Store{}, changed: make(chan struct{}),
 	}
 	set.NewGauge("weir_streams", func() float64 { n, _ := o.held(); return float64(n) })
 	set.NewGauge("weir_log_bytes", func() float64 { _, n := o.held(); return float64(n) })
@@ -79,15 +79,20 @@ func (o *Origin) Vhosts() *vhost.Table { return o.table }
 
 // Close ends all streams and waits for their HLS.
 func (o *Origin) Close() {
+	var present []*session.Publisher
 	o.mu.Lock()
 	o.stopped = true
-	all := make([]*publication, 0, len(o.streams))
 	for _, p := range o.streams {
-		all = append(all, p)
+		if p.publisher != nil {
+			present = append(present, p.publisher)
+		}
+		if p.end() {
+			o.running.Go(func() { p.finish(errShutdown) })
+		}
 	}
 	o.mu.Unlock()
-	for _, p := range all {
-		p.finish(errShutdown)
+	for _, s := range present {
+		s.End(reasonShutdown)
 	}
 	o.running.Wait()
 }
@@ -101,24 +106,41 @@ var (
 // Lost tells the origin that another one owns a stream now.
 func (o *Origin) Lost(stream string, now discovery.Lease) {
 	o.mu.Lock()
+	defer o.mu.Unlock()
 	p := o.streams[stream]
-	o.mu.Unlock()
-	if p == nil || p.epochOf() >= now.Epoch {
+	switch {
+	case p == nil || p.epoch >= now.Epoch: // claimed again meanwhile
+		return
+	case p.claim != nil: // its answer is the later one
+		p.claim.lostTo = max(p.claim.lostTo, now.Epoch)
+		return
+	case !p.end():
 		return
 	}
 	o.log.Warn("stream lost to another origin", "stream", stream, "owner", now.Node, "epoch", now.Epoch)
-	// Not from here: the caller must not be kept waiting for the publisher.
+	s := p.publisher
+	// Not from here: leases are not renewed while the caller waits.
 	o.running.Go(func() {
-		p.cut("lost_lease")
+		if s != nil {
+			s.End(reasonLost)
+		}
 		p.finish(errLost)
 	})
+}
+
+// live returns the publication that players may have, or nil. o.mu is held.
+func (o *Origin) live(key string) *publication {
+	if p := o.streams[key]; p != nil && p.shown && !p.ended {
+		return p
+	}
+	return nil
 }
 
 // Play implements session.Role.
 func (o *Origin) Play(ctx context.Context, r session.PlayRequest) (session.Feed, error) {
 	var feed session.Feed
-	err := o.find(ctx, r.Target, func(p *publication) {
-		feed = session.Feed{Stream: p.stream, Epoch: p.epochOf(), Release: func() {}}
+	err := o.find(ctx, r.Target, o.patience(r.Peer), func(p *publication) {
+		feed = session.Feed{Stream: p.stream, Epoch: p.epoch, Release: func() {}}
 	})
 	return feed, err
 }
@@ -128,18 +150,15 @@ func (o *Origin) HLS(ctx context.Context, r session.HLSRequest) (hls.Object, err
 	if !r.Target.Vhost.Config.HLS.Enabled {
 		return hls.Object{}, session.ErrNotFound
 	}
-	var store *hls.Store
-	err := o.find(ctx, r.Target, func(p *publication) { store = p.hls.Store() })
-	if errors.Is(err, session.ErrNotFound) {
-		o.mu.Lock()
-		store = o.ended[r.Target.Key.String()]
-		o.mu.Unlock()
-		if store == nil {
-			return hls.Object{}, err
-		}
-		err = nil
+	key, patience := r.Target.Key.String(), o.patience(r.Peer)
+	o.mu.Lock()
+	store := o.lingering[key]
+	o.mu.Unlock()
+	if store != nil { // a viewer of its end is not to wait for a new beginning
+		patience = 0
 	}
-	if err != nil {
+	err := o.find(ctx, r.Target, patience, func(p *publication) { store = p.hls.Store() })
+	if err != nil && (store == nil || !errors.Is(err, session.ErrNotFound)) {
 		return hls.Object{}, err
 	}
 	wait, cancel := context.WithTimeout(ctx, r.Target.Vhost.Config.HLS.Wait)
@@ -147,21 +166,32 @@ func (o *Origin) HLS(ctx context.Context, r session.HLSRequest) (hls.Object, err
 	return store.Get(wait, r.File), nil
 }
 
+// patience is how long a request waits for a publisher. A node is answered at
+// once: its own players wait there, and it has other upstreams to ask.
+func (o *Origin) patience(p session.Peer) time.Duration {
+	if p.Node != "" {
+		return 0
+	}
+	return o.cfg.Play.WaitPublisher
+}
+
 // lookEvery is how often the directory is asked while players wait for a stream
 // that may come anywhere.
 const lookEvery = 300 * time.Millisecond
 
-// find calls found with the stream if it is here. Otherwise the error says where
-// it is, or that it is nowhere, after the time that players may wait for it.
-func (o *Origin) find(ctx context.Context, t vhost.Target, found func(*publication)) error {
+// find calls found, with mu held, with the stream if it is here. Otherwise the
+// error says where it is, or that it was nowhere for as long as patience.
+func (o *Origin) find(ctx context.Context, t vhost.Target, patience time.Duration, found func(*publication)) error {
 	key := t.Key.String()
-	deadline := time.Now().Add(o.cfg.Play.WaitPublisher)
+	deadline := time.Now().Add(patience)
 	for {
 		o.mu.Lock()
-		p, changed := o.streams[key], o.changed
-		o.mu.Unlock()
+		changed, p := o.changed, o.live(key)
 		if p != nil {
 			found(p)
+		}
+		o.mu.Unlock()
+		if p != nil {
 			return nil
 		}
 		err := o.elsewhere(ctx, key)
@@ -198,16 +228,17 @@ func (o *Origin) elsewhere(ctx context.Context, key string) error {
 
 // Streams lists the streams for the admin API. players counts those of a key.
 func (o *Origin) Streams(players func(vhost.Key) int) []admin.StreamInfo {
+	var keys []vhost.Key
+	var infos []admin.StreamInfo
 	o.mu.Lock()
-	all := make([]*publication, 0, len(o.streams))
-	for _, p := range o.streams {
-		all = append(all, p)
+	for key, p := range o.streams {
+		if o.live(key) != nil {
+			keys, infos = append(keys, p.target.Key), append(infos, p.info())
+		}
 	}
 	o.mu.Unlock()
-	infos := make([]admin.StreamInfo, len(all))
-	for i, p := range all {
-		infos[i] = p.info()
-		infos[i].Players = players(p.target.Key)
+	for i, key := range keys {
+		infos[i].Players = players(key)
 	}
 	return infos
 }

@@ -3,7 +3,6 @@ package origin
 import (
 	"context"
 	"errors"
-	"sync"
 	"time"
 
 	"weir/discovery"
@@ -15,139 +14,187 @@ import (
 	"weir/internal/vhost"
 )
 
-// publication is a stream that this origin owns, with its publisher or waiting
-// for its return.
+// publication is one name on this origin: from the moment at which a publisher
+// wants it, through its publishers' absences, to the moment at which its lease
+// was given back. While it is in the origin's map no other publication of the
+// name begins, so that no lease is given back that a newer one relies on.
 type publication struct {
 	// Static.
 	o      *Origin
 	key    string
 	target vhost.Target
 	stream *stream.Stream
-	hls    *hls.Segmenter // nil without HLS
 	since  time.Time
+	over   chan struct{} // closed when the publication has left the map
 
-	mu        sync.Mutex
-	epoch     uint64             // guarded by mu
-	publisher *session.Publisher // guarded by mu; nil while it is away
-	gone      chan struct{}      // guarded by mu; closed when publisher has let go of the stream
-	resume    *time.Timer        // guarded by mu; runs while the publisher is away
-	finished  bool               // guarded by mu
+	// Guarded by o.mu.
+	shown     bool               // the name was claimed: players may have the stream
+	ended     bool               // they may not any more
+	epoch     uint64             // of the lease
+	publisher *session.Publisher // nil while it is away
+	gone      chan struct{}      // closed when publisher has let go of the stream
+	claim     *claim             // not nil while publisher claims the name
+	resume    *time.Timer        // runs while the publisher is away
+	hls       *hls.Segmenter     // set before shown; nil without HLS
 }
 
-func (p *publication) epochOf() uint64 {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.epoch
+// claim is a publisher's question to the directory.
+type claim struct {
+	done    chan struct{} // closed when it is answered
+	refused error         // set before that; not nil if another node has the name
+	lostTo  uint64        // guarded by o.mu; epoch of an owner that the origin was told of meanwhile
 }
+
+// Reasons of sessions that the origin ends.
+const (
+	reasonReplaced = "replaced"
+	reasonLost     = "lost_lease"
+	reasonShutdown = "shutdown"
+)
 
 // Publish implements session.Role: one publisher's whole stay.
 func (o *Origin) Publish(ctx context.Context, s *session.Publisher) session.PublishEnd {
-	p, gone, err := o.enter(ctx, s)
+	p, err := o.enter(ctx, s)
 	if err != nil {
 		return session.PublishEnd{Err: err}
 	}
+	stop := context.AfterFunc(ctx, func() { s.End(reasonShutdown) })
 	end := p.serve(s)
-	p.leave(gone, end.Reason == session.Unpublished)
+	stop()
+	p.leave(end.Reason == session.Unpublished)
 	return end
 }
 
 // enter makes s the publisher of its stream: of a new one, or of one whose
 // publisher is away, or of one that it takes from its publisher.
-func (o *Origin) enter(ctx context.Context, s *session.Publisher) (*publication, chan struct{}, error) {
-	key := s.Target.Key.String()
+func (o *Origin) enter(ctx context.Context, s *session.Publisher) (*publication, error) {
 	replace := s.Target.Vhost.Config.Publish.OnConflict == vhost.Replace
 	for {
-		if err := o.makeRoom(ctx, key, replace); err != nil {
-			return nil, nil, err
-		}
-		lease, err := o.owner.Claim(ctx, key, discovery.ClaimOptions{Replace: replace})
+		p, other, wait, err := o.reserve(s, replace)
 		if err != nil {
-			return nil, nil, claimRefused(err)
+			return nil, err
 		}
-		p, gone, again := o.take(s, lease.Epoch)
-		if again { // another publisher was faster here
-			continue
+		if p != nil {
+			lease, err := o.owner.Claim(ctx, p.key, discovery.ClaimOptions{Replace: replace})
+			return p, p.settle(lease, err)
 		}
-		if p == nil {
-			_ = o.owner.Release(ctx, key) // it ends with its TTL if this fails
-			return nil, nil, &session.Refusal{Code: session.Stopping, Text: "The server is shutting down."}
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return nil, ctx.Err()
 		}
-		return p, gone, nil
+		if other != nil && other.refused != nil {
+			return nil, other.refused
+		}
 	}
 }
 
-// makeRoom deals with a publisher that the stream has here already.
-func (o *Origin) makeRoom(ctx context.Context, key string, replace bool) error {
-	o.mu.Lock()
-	p := o.streams[key]
-	o.mu.Unlock()
-	if p == nil {
-		return nil
-	}
-	p.mu.Lock()
-	present, gone := p.publisher, p.gone
-	p.mu.Unlock()
-	if present == nil {
-		return nil
-	}
-	if !replace {
-		return conflict("")
-	}
-	present.End("replaced")
-	select {
-	case <-gone:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-func claimRefused(err error) error {
-	var taken *discovery.ConflictError
-	if errors.As(err, &taken) {
-		return conflict(" at another node")
-	}
-	return &session.Refusal{Code: session.Unavailable, Text: "The ownership of the stream cannot be had now.", Err: err}
-}
-
-// take puts s into the stream's publication. again is true if there is another
-// publisher in it by now; p is nil if the origin stops.
-func (o *Origin) take(s *session.Publisher, epoch uint64) (p *publication, gone chan struct{}, again bool) {
+// reserve gives s the place of the publisher at the stream's publication, before
+// the name is claimed: of many that come at once, one asks the directory. If the
+// place is taken it returns what to wait for before trying again, and the claim
+// under way whose refusal would be one of s too.
+func (o *Origin) reserve(s *session.Publisher, replace bool) (p *publication, other *claim, wait <-chan struct{}, err error) {
 	key := s.Target.Key.String()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.stopped {
-		return nil, nil, false
+		return nil, nil, nil, stopping()
 	}
-	if p = o.streams[key]; p == nil {
+	p = o.streams[key]
+	switch {
+	case p == nil:
 		p = &publication{
-			o: o, key: key, target: s.Target, stream: stream.New(o.cfg.Play.LogLimits()), since: time.Now(), epoch: epoch,
+			o: o, key: key, target: s.Target, stream: stream.New(o.cfg.Play.LogLimits()),
+			since: time.Now(), over: make(chan struct{}),
 		}
 		o.streams[key] = p
-		if s.Target.Vhost.Config.HLS.Enabled {
-			p.hls = hls.NewSegmenter(hls.Options{
-				Config: s.Target.Vhost.Config.HLS, Key: key, Name: s.Target.Key.Name, VHost: hlsVhost(s.Target.Key.Vhost),
-				Epoch: epoch, Log: o.log, Metrics: o.set,
-			})
-			cursor := p.stream.Join()
-			o.running.Go(func() { p.segment(cursor) })
-		}
-		delete(o.ended, key)
-		close(o.changed)
-		o.changed = make(chan struct{})
+	case p.ended:
+		return nil, nil, p.over, nil
+	case p.publisher != nil && replace:
+		p.publisher.End(reasonReplaced)
+		return nil, nil, p.gone, nil
+	case p.claim != nil:
+		return nil, p.claim, p.claim.done, nil
+	case p.publisher != nil:
+		return nil, nil, nil, conflict("")
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.publisher != nil || p.finished {
-		return nil, nil, true
-	}
-	if p.resume != nil {
-		p.resume.Stop()
-		p.resume = nil
-	}
-	p.epoch = max(p.epoch, epoch)
+	p.stopResume()
 	p.publisher, p.gone = s, make(chan struct{})
-	return p, p.gone, false
+	p.claim = &claim{done: make(chan struct{})}
+	return p, nil, nil, nil
+}
+
+// settle ends the claim of the publication's publisher with the directory's
+// answer. With an error the publisher has lost its place again.
+func (p *publication) settle(lease discovery.Lease, err error) error {
+	o := p.o
+	var taken *discovery.ConflictError
+	o.mu.Lock()
+	c := p.claim
+	p.claim = nil
+	if errors.As(err, &taken) {
+		c.refused = conflict(" at another node")
+	}
+	defer close(c.done)
+	if err == nil && !p.ended {
+		p.epoch = max(p.epoch, lease.Epoch)
+		if !p.shown {
+			p.show()
+		}
+		o.mu.Unlock()
+		return nil
+	}
+	p.publisher = nil
+	defer close(p.gone)
+	cause := errEnded
+	switch {
+	case p.ended: // by Close, which may have been before the claim
+		o.mu.Unlock()
+		if err == nil {
+			p.release()
+		}
+		return stopping()
+	case taken != nil, c.lostTo > p.epoch:
+		cause = errLost
+		p.end()
+	case p.shown:
+		p.pause()
+	default:
+		p.end()
+	}
+	ended := p.ended
+	o.mu.Unlock()
+	if ended {
+		p.finish(cause)
+	}
+	switch {
+	case taken != nil:
+		return c.refused
+	case errors.Is(err, context.Canceled):
+		return stopping()
+	}
+	return &session.Refusal{Code: session.Unavailable, Text: "The ownership of the stream cannot be had now.", Err: err}
+}
+
+func stopping() error {
+	return &session.Refusal{Code: session.Stopping, Text: "The server is shutting down."}
+}
+
+// show lets players have the stream. o.mu is held.
+func (p *publication) show() {
+	o := p.o
+	p.shown = true
+	if cfg := p.target.Vhost.Config.HLS; cfg.Enabled {
+		p.hls = hls.NewSegmenter(hls.Options{
+			Config: cfg, Key: p.key, Name: p.target.Key.Name, VHost: hlsVhost(p.target.Key.Vhost),
+			Epoch: p.epoch, Log: o.log, Metrics: o.set,
+		})
+		cursor := p.stream.Join()
+		o.running.Go(func() { p.segment(cursor) })
+	}
+	delete(o.lingering, p.key)
+	close(o.changed)
+	o.changed = make(chan struct{})
 }
 
 // hlsVhost is the vhost as URIs of HLS files carry it: not the default one.
@@ -168,7 +215,10 @@ func (p *publication) serve(s *session.Publisher) session.PublishEnd {
 	if err := s.Accept(); err != nil {
 		return session.ReadEnd(err)
 	}
-	p.o.log.Info("publish started", "stream", p.key, "session", s.ID(), "remote", s.Remote.String(), "epoch", p.epochOf(), "encoder", s.Encoder)
+	p.o.mu.Lock()
+	epoch := p.epoch
+	p.o.mu.Unlock()
+	p.o.log.Info("publish started", "stream", p.key, "session", s.ID(), "remote", s.Remote.String(), "epoch", epoch, "encoder", s.Encoder)
 	for {
 		t, err := s.ReadTag()
 		if err != nil {
@@ -182,68 +232,79 @@ func (p *publication) serve(s *session.Publisher) session.PublishEnd {
 
 // leave ends the publisher's stay: the stream ends if the publisher said so, and
 // otherwise waits for its return.
-func (p *publication) leave(gone chan struct{}, proper bool) {
-	window := p.o.cfg.Publish.ResumeWindow
-	p.mu.Lock()
+func (p *publication) leave(proper bool) {
+	o := p.o
+	o.mu.Lock()
 	p.publisher = nil
-	finish := !p.finished && (proper || window == 0)
-	if !p.finished && !finish {
-		var timer *time.Timer
-		timer = time.AfterFunc(window, func() {
-			p.mu.Lock()
-			due := p.resume == timer
-			p.mu.Unlock()
-			if due {
-				p.finish(errEnded)
-			}
-		})
-		p.resume = timer
-		p.o.owner.SetIdle(p.key, true)
+	gone, last := p.gone, false
+	switch {
+	case p.ended:
+	case proper || o.cfg.Publish.ResumeWindow == 0:
+		last = p.end()
+	default:
+		p.pause()
 	}
-	p.mu.Unlock()
-	if finish {
+	o.mu.Unlock()
+	close(gone)
+	if last {
 		p.finish(errEnded)
 	}
-	close(gone)
 }
 
-// cut ends the publisher, if there is one.
-func (p *publication) cut(why string) {
-	p.mu.Lock()
-	s := p.publisher
-	p.mu.Unlock()
-	if s != nil {
-		s.End(why)
-	}
+// pause gives the publisher the resume window to return. o.mu is held.
+func (p *publication) pause() {
+	o := p.o
+	var timer *time.Timer
+	timer = time.AfterFunc(o.cfg.Publish.ResumeWindow, func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		if p.resume == timer && p.end() {
+			o.running.Go(func() { p.finish(errEnded) })
+		}
+	})
+	p.resume = timer
+	o.owner.SetIdle(p.key, true) // under the lock, before the claim of whoever returns
 }
 
-// finish ends the stream: it leaves the map before it closes, so that nobody
-// joins a corpse, and gives its lease back unless another origin has it.
-func (p *publication) finish(cause error) {
-	p.mu.Lock()
-	if p.finished || (p.publisher != nil && errors.Is(cause, errEnded)) {
-		p.mu.Unlock()
-		return
-	}
-	p.finished = true
+func (p *publication) stopResume() { // o.mu is held
 	if p.resume != nil {
 		p.resume.Stop()
 		p.resume = nil
 	}
-	p.mu.Unlock()
-	o := p.o
-	o.mu.Lock()
-	if o.streams[p.key] == p {
-		delete(o.streams, p.key)
+}
+
+// end takes the stream from those who come. It reports whether this call did;
+// whoever made it then calls finish. o.mu is held.
+func (p *publication) end() bool {
+	if p.ended {
+		return false
 	}
-	o.mu.Unlock()
+	p.ended = true
+	p.stopResume()
+	if p.hls != nil && p.target.Vhost.Config.HLS.Linger > 0 {
+		p.o.lingering[p.key] = p.hls.Store()
+	}
+	return true
+}
+
+// finish closes the stream, which nobody joins any more, gives its lease back
+// unless another origin has it, and makes room for the name's next publication.
+func (p *publication) finish(cause error) {
 	p.stream.Close(cause)
 	if !errors.Is(cause, errLost) {
-		ctx, cancel := context.WithTimeout(context.Background(), o.cfg.Discovery.Timeout)
-		defer cancel()
-		if err := o.owner.Release(ctx, p.key); err != nil {
-			o.log.Debug("lease is left to run out", "stream", p.key, "err", err)
-		}
+		p.release()
+	}
+	p.o.mu.Lock()
+	delete(p.o.streams, p.key)
+	p.o.mu.Unlock()
+	close(p.over)
+}
+
+func (p *publication) release() {
+	ctx, cancel := context.WithTimeout(context.Background(), p.o.cfg.Discovery.Timeout)
+	defer cancel()
+	if err := p.o.owner.Release(ctx, p.key); err != nil {
+		p.o.log.Debug("lease is left to run out", "stream", p.key, "err", err)
 	}
 }
 
@@ -276,35 +337,29 @@ func (p *publication) segment(cursor *stream.Cursor) {
 		<-wake
 	}
 	p.hls.Close()
-	p.o.linger(p.key, p.hls.Store(), p.target.Vhost.Config.HLS.Linger)
+	p.linger()
 }
 
 func (p *publication) write(t media.Tag, info media.Info) {
 	_ = p.hls.Write(t, info) // only ever fails after Close
 }
 
-// linger keeps the playlist of a stream that has ended for those who still play
-// its last segments.
-func (o *Origin) linger(key string, store *hls.Store, d time.Duration) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.stopped || o.streams[key] != nil || d <= 0 {
-		return
-	}
-	o.ended[key] = store
-	time.AfterFunc(d, func() {
+// linger ends the time in which those who still play the last segments of the
+// stream get its playlist.
+func (p *publication) linger() {
+	o, store := p.o, p.hls.Store()
+	time.AfterFunc(p.target.Vhost.Config.HLS.Linger, func() {
 		o.mu.Lock()
 		defer o.mu.Unlock()
-		if o.ended[key] == store {
-			delete(o.ended, key)
+		if o.lingering[p.key] == store {
+			delete(o.lingering, p.key)
 		}
 	})
 }
 
-// info describes the stream for the admin API, but for its players.
+// info describes the stream for the admin API, but for its players. o.mu is
+// held.
 func (p *publication) info() admin.StreamInfo {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	st := p.stream.Stats()
 	i := admin.StreamInfo{
 		Key: p.key, State: "resuming", BytesIn: st.BytesIn, Bitrate: st.Bitrate,

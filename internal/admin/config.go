@@ -16,7 +16,7 @@ type Config struct {
 
 	// What requests have to carry as `Authorization: Bearer TOKEN`, or as the password of HTTP
 	// Basic with any user name, which is what a browser can do; visible ASCII. /healthz and
-	// /readyz never ask for it. Empty: nobody is asked. `weir check` prints it.
+	// /readyz never ask for it. Empty: nobody is asked.
 	Token configs.Secret `yaml:"token"`
 
 	// Whether the profiles of Go's runtime are served at /debug/pprof/. They show memory of the

@@ -482,6 +482,22 @@ func TestFarewellIsNotEatenByAReset(t *testing.T) {
 	}
 }
 
+// A player that leaves on its farewell did not just leave.
+func TestPlayerThatLeavesOnTheFarewell(t *testing.T) {
+	for range 200 {
+		e := testEngine(t)
+		s := newSource(t)
+		near, far := net.Pipe()
+		p := s.joinOn(e, near, far, FLV{}, roomy, []byte("bye"))
+		s.s.Close(nil)
+		p.read(t, 3)
+		p.End(Left)
+		if r := p.result(t); r.Reason != Ended {
+			t.Fatalf("ended as %+v", r)
+		}
+	}
+}
+
 // What is injected goes between two tags, and comes although the player is far
 // behind the end of the log.
 func TestInjectAtTagBoundaries(t *testing.T) {

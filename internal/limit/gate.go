@@ -15,11 +15,13 @@ import (
 
 // Config bounds the connections of one process.
 type Config struct {
-	// Connections open at the same time at one door (RTMP or HTTP), from all clients. A node
-	// with several workers applies it to each worker. 0 means no limit but the process's
-	// descriptors.
+	// Connections open at the same time, RTMP and HTTP together, from all clients. A node with
+	// several workers applies it to each worker. 0 means no limit but the process's descriptors.
 	MaxConnections int `yaml:"max_connections"`
-	// Connections open at the same time from one client address. An IPv6 client counts by its /64 network. 0 means no limit, which is the default, because one address may stand for many players: a CDN, a load balancer, a provider's or a company's NAT. Where clients connect directly, 100 is a fair value.
+	// Connections open at the same time from one client address, RTMP and HTTP together. An IPv6
+	// client counts by its /64 network. 0 means no limit, which is the default, because one
+	// address may stand for many players: a CDN, a load balancer, a provider's or a company's
+	// NAT. Where clients connect directly, 100 is a fair value.
 	MaxConnectionsPerAddress int `yaml:"max_connections_per_address"`
 	// Addresses (`10.0.0.7/32`) and networks (`10.0.0.0/8`) that are never refused: other nodes of the cluster, health checks, the CDN in front. They still count towards max_connections for everybody else.
 	Exempt []netip.Prefix `yaml:"exempt"`

@@ -52,8 +52,8 @@ func (c *Config) Name(role string) string {
 // Advertise is where other nodes and players reach this one, apart from where
 // it listens.
 type Advertise struct {
-	// The address for RTMP, as HOST:PORT, that redirects and lookups name. Empty: the address
-	// that the node listens on, which is of no use to others if that is 0.0.0.0.
+	// The address for RTMP, as HOST:PORT, that redirects and lookups name; not 0.0.0.0. Empty:
+	// the address that the node listens on, which is of no use to others if that is 0.0.0.0.
 	RTMP string `yaml:"rtmp"`
 	// The address for HTTP-FLV and HLS, as HOST:PORT, that redirects and lookups name. Empty:
 	// the address that the node listens on.

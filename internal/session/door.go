@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"sync"
 
 	"github.com/VictoriaMetrics/metrics"
 	"github.com/valyala/fasthttp"
@@ -25,19 +26,22 @@ type Door struct {
 	// are asked with POST.
 	Other     func(ctx *fasthttp.RequestCtx) bool
 	OtherPost []string
-	Log   *slog.Logger
-	Set   *metrics.Set
+	Log       *slog.Logger
+	Set       *metrics.Set
 }
 
 // Open serves both listeners until ctx ends or one of them fails, which ends
-// all of g: first no new connection is taken, then all sessions end.
+// all of g. Then the sessions end, and new ones are refused until the listeners
+// are closed.
 func (d Door) Open(ctx context.Context, g *errgroup.Group) {
 	gate := limit.NewGate(d.Limits, "players", d.Set)
 	g.Go(func() error {
+		var refusals sync.WaitGroup
+		defer refusals.Wait()
 		return limit.ServeOwned(ctx, d.RTMP, gate, d.Log, func(c net.Conn, release func()) {
 			defer release()
 			d.Sessions.ServeRTMP(ctx, c)
-		}, d.refuseRTMP(ctx))
+		}, d.refuseRTMP(ctx, &refusals))
 	})
 	var web *httpserver.Server
 	web = httpserver.New(d.HTTPConfig, gate, func(r *fasthttp.RequestCtx) {
@@ -48,8 +52,12 @@ func (d Door) Open(ctx context.Context, g *errgroup.Group) {
 	for _, path := range d.OtherPost {
 		web.AllowPost(path)
 	}
-	g.Go(func() error { return web.Serve(ctx, d.HTTP) })
+	// The HTTP server closes its players' connections when it stops. The sessions
+	// end before, so that their ends have the right reason.
+	ended, stopWeb := context.WithCancel(context.WithoutCancel(ctx))
+	g.Go(func() error { return web.Serve(ended, d.HTTP) })
 	g.Go(func() error {
+		defer stopWeb()
 		<-ctx.Done()
 		d.Sessions.Stop()
 		return nil
@@ -62,7 +70,7 @@ const refusing = 32
 
 // refuseRTMP returns a function that tells a client over the limit of
 // connections so: RTMP needs a handshake before anything can be said.
-func (d Door) refuseRTMP(ctx context.Context) func(net.Conn, error) {
+func (d Door) refuseRTMP(ctx context.Context, running *sync.WaitGroup) func(net.Conn, error) {
 	places := make(chan struct{}, refusing)
 	return func(c net.Conn, cause error) {
 		select {
@@ -71,7 +79,7 @@ func (d Door) refuseRTMP(ctx context.Context) func(net.Conn, error) {
 			c.Close()
 			return
 		}
-		d.Sessions.refusing.Go(func() {
+		running.Go(func() {
 			defer func() { <-places }()
 			defer c.Close()
 			stop := context.AfterFunc(ctx, func() { c.Close() })

@@ -55,7 +55,7 @@ func peerOf(ctx *fasthttp.RequestCtx) Peer {
 
 func (s *Server) serveFLV(srv *httpserver.Server, ctx *fasthttp.RequestCtx, stem string) {
 	l := &live{protocol: protoFLV, remote: remoteOf(ctx.RemoteAddr()), peer: peerOf(ctx), encoder: string(ctx.UserAgent())}
-	upgrade := len(ctx.Request.Header.Peek("Sec-WebSocket-Key")) > 0
+	upgrade := httpserver.IsWebSocket(ctx) || len(ctx.Request.Header.Peek("Sec-WebSocket-Key")) > 0
 	if upgrade {
 		l.protocol = protoWS
 	}
@@ -68,8 +68,8 @@ func (s *Server) serveFLV(srv *httpserver.Server, ctx *fasthttp.RequestCtx, stem
 	feed, err := s.opt.Role.Play(wait, PlayRequest{Target: t, Remote: l.remote, Peer: l.peer})
 	cancel()
 	if err != nil {
-		var redirect *Redirect
-		if errors.As(err, &redirect) && redirect.HTTP != "" {
+		redirect, err := elsewhere(err, func(r *Redirect) string { return r.HTTP })
+		if redirect != nil {
 			s.ledger.refused(kindPlay, l.protocol, reasonOf(err), t.Key.String(), l.remote, err)
 			redirectHTTP(ctx, redirect.httpURL(t, flvExt))
 			return
@@ -83,6 +83,7 @@ func (s *Server) serveFLV(srv *httpserver.Server, ctx *fasthttp.RequestCtx, stem
 	}
 	if ctx.IsHead() {
 		feed.Release()
+		srv.Takeover(ctx, nil) // prepares the head that GET would get
 		return
 	}
 	var conn lateConn
@@ -100,7 +101,12 @@ func (s *Server) serveFLV(srv *httpserver.Server, ctx *fasthttp.RequestCtx, stem
 	}
 	if !take(ctx, func(c net.Conn) { s.playFLV(l, t, feed, conn.set(c), format, farewell, upgrade) }) {
 		feed.Release()
-		s.ledger.finish(l, t.Vhost.Name, "refused_"+string(BadRequest), nil)
+		s.ledger.withdraw(l, t.Vhost.Name)
+		err := &Refusal{Code: BadRequest, Text: "The connection cannot be taken over.", Err: errors.New(strings.TrimSpace(string(ctx.Response.Body())))}
+		if ctx.Response.StatusCode() == http.StatusServiceUnavailable {
+			err = errStopping
+		}
+		s.ledger.refused(kindPlay, l.protocol, reasonOf(err), l.stream, l.remote, err)
 	}
 }
 
@@ -115,7 +121,12 @@ func (s *Server) playFLV(l *live, t vhost.Target, feed Feed, conn net.Conn, f fa
 		return
 	}
 	if webSocket {
-		_ = httpserver.ServeControl(conn, session.Inject)
+		err := httpserver.ServeControl(conn, session.Inject)
+		var violation *httpserver.ProtocolError
+		if err == nil || errors.As(err, &violation) {
+			session.EndGently(fanout.Left) // its close frame has an answer
+			return
+		}
 	} else {
 		awaitEnd(conn)
 	}
@@ -173,11 +184,11 @@ func (s *Server) serveHLS(ctx *fasthttp.RequestCtx, file hls.Request) {
 	wait, cancel := s.context(context.Background())
 	defer cancel()
 	o, err := s.opt.Role.HLS(wait, HLSRequest{Target: t, File: file, Remote: l.remote, Peer: l.peer})
-	var redirect *Redirect
+	redirect, err := elsewhere(err, func(r *Redirect) string { return r.HTTP })
 	switch {
 	case err == nil:
 		o.Respond(ctx, "")
-	case errors.As(err, &redirect) && redirect.HTTP != "":
+	case redirect != nil:
 		ext := strings.TrimPrefix(string(ctx.Path()), "/"+t.Key.Path())
 		redirectHTTP(ctx, redirect.httpURL(t, ext))
 	default:
@@ -205,6 +216,9 @@ func redirectHTTP(ctx *fasthttp.RequestCtx, url string) {
 // refuseHTTP answers a player that gets no stream.
 func (s *Server) refuseHTTP(ctx *fasthttp.RequestCtx, l *live, stream string, err error) {
 	s.ledger.refused(kindPlay, l.protocol, reasonOf(err), stream, l.remote, err)
+	if errors.Is(err, context.Canceled) {
+		err = errStopping
+	}
 	var r *Refusal
 	switch {
 	case errors.Is(err, ErrNotFound):

@@ -76,6 +76,16 @@ func (l *live) moved() (bytes, skipped uint64) {
 // that attaches here has its players counted there.
 func (l *live) isPlayer() bool { return l.kind == kindPlay && l.protocol != protoPull }
 
+func (l *live) remoteName() string { return remoteName(l.remote) }
+
+// remoteName returns the address of a peer; other workers of the node have none.
+func remoteName(a netip.AddrPort) string {
+	if !a.IsValid() {
+		return "local"
+	}
+	return a.String()
+}
+
 func (l *live) peerLabel() string {
 	if l.peer.Node != "" {
 		return "node"
@@ -91,8 +101,10 @@ type ledger struct {
 	prefix string // of ids: tells the workers of a node apart
 
 	mu       sync.Mutex
+	closed   bool             // guarded by mu; no session begins any more
 	next     uint64           // guarded by mu
 	sessions map[string]*live // guarded by mu
+	pulls    int              // guarded by mu; of the sessions, those of other workers
 	streams  map[string]int   // guarded by mu; players by stream key
 	vhosts   map[string]int   // guarded by mu; players by vhost
 }
@@ -109,12 +121,17 @@ type bounds struct {
 	sessions, players, playersOfStream int
 }
 
-// begin enters a session. It fails with a *Refusal over a limit.
+// begin enters a session. It fails with a *Refusal over a limit and once all
+// sessions were ended. The pulls of other workers are the node's own: they count
+// in no limit.
 func (g *ledger) begin(l *live, vhostName string, max bounds) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
-	case max.sessions > 0 && len(g.sessions) >= max.sessions:
+	case g.closed:
+		return errStopping
+	case l.protocol == protoPull:
+	case max.sessions > 0 && len(g.sessions)-g.pulls >= max.sessions:
 		return &Refusal{Code: Limit, Text: "This node has as many sessions as it may (play.max_sessions)."}
 	case !l.isPlayer():
 	case max.players > 0 && g.vhosts[vhostName] >= max.players:
@@ -126,6 +143,9 @@ func (g *ledger) begin(l *live, vhostName string, max bounds) error {
 	l.id = g.prefix + strconv.FormatUint(g.next, 36)
 	l.since = time.Now()
 	g.sessions[l.id] = l
+	if l.protocol == protoPull {
+		g.pulls++
+	}
 	if l.isPlayer() {
 		g.streams[l.stream]++
 		g.vhosts[vhostName]++
@@ -134,16 +154,24 @@ func (g *ledger) begin(l *live, vhostName string, max bounds) error {
 	return nil
 }
 
-// finish takes a session out and writes its line.
-func (g *ledger) finish(l *live, vhostName, reason string, err error) {
+// withdraw takes a session out that is then refused.
+func (g *ledger) withdraw(l *live, vhostName string) {
 	g.mu.Lock()
 	delete(g.sessions, l.id)
+	if l.protocol == protoPull {
+		g.pulls--
+	}
 	if l.isPlayer() {
 		count(g.streams, l.stream)
 		count(g.vhosts, vhostName)
 	}
 	g.mu.Unlock()
 	g.gauge(l).Dec()
+}
+
+// finish takes a session out and writes its line.
+func (g *ledger) finish(l *live, vhostName, reason string, err error) {
+	g.withdraw(l, vhostName)
 	reason = l.reason(reason)
 	bytes, skipped := l.moved()
 	g.set.GetOrCreateCounter(fmt.Sprintf(`weir_sessions_ended_total{kind=%q,protocol=%q,peer=%q,reason=%q}`, l.kind, l.protocol, l.peerLabel(), reason)).Inc()
@@ -152,11 +180,14 @@ func (g *ledger) finish(l *live, vhostName, reason string, err error) {
 		g.set.GetOrCreateCounter("weir_skipped_tags_total").Add(int(skipped))
 	}
 	args := []any{
-		"id", l.id, "kind", l.kind, "protocol", l.protocol, "stream", l.stream, "remote", l.remote.String(),
+		"id", l.id, "kind", l.kind, "protocol", l.protocol, "stream", l.stream, "remote", l.remoteName(),
 		"reason", reason, "duration", time.Since(l.since).Round(time.Millisecond).String(), "bytes", bytes, "lost_frames", skipped,
 	}
 	if l.peer.Node != "" {
 		args = append(args, "node", l.peer.Node)
+	}
+	if l.encoder != "" {
+		args = append(args, "client", l.encoder)
 	}
 	if err != nil {
 		args = append(args, "err", err)
@@ -175,10 +206,11 @@ func (g *ledger) gauge(l *live) *metrics.Counter {
 	return g.set.GetOrCreateCounter(fmt.Sprintf(`weir_sessions{kind=%q,protocol=%q,peer=%q}`, l.kind, l.protocol, l.peerLabel()))
 }
 
-// refused counts and logs a request that did not become a session.
+// refused counts and logs a request that did not become a session. All but
+// stream and remote are words of weir's own: they are labels.
 func (g *ledger) refused(kind, protocol, reason, stream string, remote netip.AddrPort, err error) {
 	g.set.GetOrCreateCounter(fmt.Sprintf(`weir_refused_total{kind=%q,protocol=%q,reason=%q}`, kind, protocol, reason)).Inc()
-	g.log.Info("session refused", "kind", kind, "protocol", protocol, "stream", stream, "remote", remote.String(), "reason", reason, "err", err)
+	g.log.Info("session refused", "kind", kind, "protocol", protocol, "stream", stream, "remote", remoteName(remote), "reason", reason, "err", err)
 }
 
 // players returns the number of players of a stream.
@@ -199,7 +231,7 @@ func (g *ledger) list() []admin.SessionInfo {
 	for i, l := range all {
 		bytes, skipped := l.moved()
 		infos[i] = admin.SessionInfo{
-			ID: l.id, Kind: l.kind, Stream: l.stream, Remote: l.remote.String(), Protocol: l.protocol,
+			ID: l.id, Kind: l.kind, Stream: l.stream, Remote: l.remoteName(), Protocol: l.protocol,
 			Since: l.since, Bytes: bytes, LostFrames: skipped,
 		}
 	}
@@ -212,8 +244,10 @@ func (g *ledger) find(id string) *live {
 	return g.sessions[id]
 }
 
+// endAll ends all sessions, and those that are about to begin.
 func (g *ledger) endAll(why string) {
 	g.mu.Lock()
+	g.closed = true
 	all := make([]*live, 0, len(g.sessions))
 	for _, l := range g.sessions {
 		all = append(all, l)

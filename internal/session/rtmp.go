@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"strings"
 
 	"weir/internal/fanout"
 	"weir/internal/media"
@@ -38,7 +39,7 @@ func (s *Server) ServeRTMP(ctx context.Context, nc net.Conn) {
 		}
 		t, err := s.opt.Vhosts.FromRTMP(req.TcURL, req.App, req.Name)
 		if err != nil {
-			s.ledger.refused(req.Kind.String(), protoRTMP, reasonOf(err), req.App+"/"+withoutQuery(req.Name), remote, err)
+			s.ledger.refused(req.Kind.String(), protoRTMP, reasonOf(err), withoutQuery(req.App)+"/"+withoutQuery(req.Name), remote, err)
 			_ = c.Refuse(badTarget(req.Kind, err))
 			return
 		}
@@ -53,22 +54,22 @@ func (s *Server) ServeRTMP(ctx context.Context, nc net.Conn) {
 	}
 }
 
+// withoutQuery cuts off what must not be logged: queries hold keys.
 func withoutQuery(name string) string {
-	for i := range len(name) {
-		if name[i] == '?' {
-			return name[:i]
-		}
-	}
+	name, _, _ = strings.Cut(name, "?")
 	return name
 }
 
 // noRequest counts and logs a connection that ended without a request.
 func (s *Server) noRequest(remote netip.AddrPort, err error, first bool) {
-	if errors.Is(err, io.EOF) || (!first && errors.Is(err, net.ErrClosed)) {
+	hostile := errors.Is(err, chunk.ErrProtocol)
+	if errors.Is(err, io.EOF) || !first && !hostile {
 		return // port checks and publishers that are done just leave
 	}
-	reason := "protocol_error"
+	reason := "connection_lost"
 	switch {
+	case hostile:
+		reason = "protocol_error"
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		reason = "handshake_timeout"
 	case errors.Is(err, net.ErrClosed):
@@ -106,10 +107,9 @@ func (s *Server) publishRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.
 	}
 	p := &Publisher{Target: t, Remote: remote, Peer: peer, Name: req.Name, Encoder: req.FlashVer, conn: c, live: l}
 	end := s.opt.Role.Publish(ctx, p)
-	if !p.accepted && end.Err != nil {
-		s.ledger.finish(l, t.Vhost.Name, "refused_"+reasonOf(end.Err), end.Err)
-		_ = c.Refuse(publishStatus(end.Err))
-		return false
+	if !p.accepted && end.Err != nil && l.why.Load() == nil {
+		s.ledger.withdraw(l, t.Vhost.Name)
+		return refuse(end.Err)
 	}
 	if errors.Is(end.Err, io.EOF) {
 		end.Err = nil
@@ -136,7 +136,11 @@ func ReadEnd(err error) PublishEnd {
 
 func publishStatus(err error) rtmp.Status {
 	var r *Refusal
-	if !errors.As(err, &r) {
+	switch {
+	case errors.As(err, &r):
+	case errors.Is(err, context.Canceled):
+		return rtmp.StatusShutdown()
+	default:
 		return rtmp.StatusPublishFailed("The stream cannot be published now.")
 	}
 	switch r.Code {
@@ -167,9 +171,9 @@ func playStatus(err error) rtmp.Status {
 func (s *Server) playRTMP(ctx context.Context, c *rtmp.ServerConn, t vhost.Target, remote netip.AddrPort, peer Peer, encoder string) {
 	feed, err := s.opt.Role.Play(ctx, PlayRequest{Target: t, Remote: remote, Peer: peer})
 	if err != nil {
+		redirect, err := elsewhere(err, func(r *Redirect) string { return r.RTMP })
 		s.ledger.refused(kindPlay, protoRTMP, reasonOf(err), t.Key.String(), remote, err)
-		var redirect *Redirect
-		if errors.As(err, &redirect) && redirect.RTMP != "" {
+		if redirect != nil {
 			_ = c.Redirect(redirect.rtmpURL(t))
 			return
 		}

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"sync"
 
 	"github.com/VictoriaMetrics/metrics"
 
@@ -37,8 +36,6 @@ type Server struct {
 
 	ctx  context.Context // ends with Stop
 	stop context.CancelFunc
-
-	refusing sync.WaitGroup // connections over the limit that are being told so
 }
 
 // New returns a server.
@@ -69,7 +66,6 @@ func (s *Server) Stop() {
 	s.stop()
 	s.ledger.endAll(string(fanout.Shutdown))
 	s.engine.Close()
-	s.refusing.Wait()
 }
 
 // context returns a context that ends with the server or the parent.
@@ -92,9 +88,6 @@ func (s *Server) admit(l *live, t vhost.Target, conn io.Closer) error {
 	l.kind = kindPlay
 	l.stream = t.Key.String()
 	l.close = func(string) { conn.Close() }
-	if s.ctx.Err() != nil {
-		return &Refusal{Code: Stopping, Text: "The server is shutting down."}
-	}
 	return s.ledger.begin(l, t.Vhost.Name, s.bounds(t.Vhost))
 }
 
@@ -126,6 +119,22 @@ func (s *Server) play(l *live, t vhost.Target, feed Feed, conn net.Conn, f fanou
 	}
 	l.playing.Store(session)
 	return session, nil
+}
+
+// errStopping refuses what comes after Stop.
+var errStopping = &Refusal{Code: Stopping, Text: "The server is shutting down."}
+
+// elsewhere returns an error of Role as a redirect that the protocol can say, the
+// address of which addr picks; nil and the refusal if it is none.
+func elsewhere(err error, addr func(*Redirect) string) (*Redirect, error) {
+	var r *Redirect
+	switch {
+	case !errors.As(err, &r):
+		return nil, err
+	case addr(r) == "":
+		return nil, &Refusal{Code: Unavailable, Text: "Another node has the stream, at an address that is not known.", Err: err}
+	}
+	return r, err
 }
 
 // reasonOf returns the word for a request that failed.

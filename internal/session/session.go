@@ -74,7 +74,9 @@ type Redirect struct {
 	HTTP string // likewise for HTTP
 }
 
-func (r *Redirect) Error() string { return fmt.Sprintf("redirect to %s", r.RTMP) }
+func (r *Redirect) Error() string {
+	return fmt.Sprintf("redirect to the owner (RTMP %q, HTTP %q)", r.RTMP, r.HTTP)
+}
 
 // Code says which answer a refusal is.
 type Code string

@@ -18,9 +18,13 @@ const WorkerFLVPath = "/_weir/flv"
 // ServeWorkerFLV serves a stream to another worker as HTTP-FLV.
 func (s *Server) ServeWorkerFLV(w http.ResponseWriter, r *http.Request) {
 	l := &live{protocol: protoPull, peer: Peer{Node: r.Header.Get(HeaderNode), Via: r.Header.Get(HeaderVia)}}
+	refuse := func(stream string, status int, err error) {
+		s.ledger.refused(kindPlay, protoPull, reasonOf(err), stream, l.remote, err)
+		http.Error(w, err.Error(), status)
+	}
 	t, err := s.workerTarget(r)
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
+		refuse(r.FormValue("key"), http.StatusBadRequest, &Refusal{Code: BadRequest, Text: "No stream is named.", Err: err})
 		return
 	}
 	ctx, cancel := s.context(r.Context())
@@ -31,21 +35,23 @@ func (s *Server) ServeWorkerFLV(w http.ResponseWriter, r *http.Request) {
 		if errors.Is(err, ErrNotFound) {
 			status = http.StatusNotFound
 		}
-		http.Error(w, err.Error(), status)
+		refuse(t.Key.String(), status, err)
+		return
+	}
+	var late lateConn
+	if err := s.admit(l, t, &late); err != nil {
+		feed.Release()
+		refuse(l.stream, http.StatusServiceUnavailable, err)
 		return
 	}
 	conn, _, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		feed.Release()
-		http.Error(w, err.Error(), http.StatusInternalServerError)
+		s.ledger.withdraw(l, t.Vhost.Name)
+		refuse(l.stream, http.StatusInternalServerError, err)
 		return
 	}
-	if err := s.admit(l, t, conn); err != nil {
-		feed.Release()
-		fmt.Fprint(conn, "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n\r\n")
-		conn.Close()
-		return
-	}
+	late.set(conn)
 	if _, err := fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nContent-Type: video/x-flv\r\n%s: %s\r\nConnection: close\r\n\r\n",
 		HeaderEpoch, strconv.FormatUint(feed.Epoch, 10)); err != nil {
 		conn.Close() // the fan-out finds out
