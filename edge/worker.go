@@ -53,6 +53,7 @@ func RunWorker(c *worker.Child, log *slog.Logger) error {
 	defer e.Close()
 	door := session.New(session.Options{
 		Config: cfg.Play, RTMP: cfg.RTMP.ServerConfig, Vhosts: e.Vhosts(), Role: e, Log: log, Set: set,
+		Shards:   1, // the node has a worker for each core
 		IDPrefix: strconv.Itoa(c.Index) + "-",
 	})
 	source := admin.Source{

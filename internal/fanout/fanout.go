@@ -115,7 +115,9 @@ type Engine struct {
 	sessions map[*Session]struct{} // guarded by mu
 	closed   bool                  // guarded by mu
 	finished []finished            // guarded by mu; whose Done is due
-	due      chan struct{}         // capacity 1: finished has grown
+
+	due  chan struct{} // capacity 1: finished has grown
+	quit chan struct{} // closed when all sessions are over
 }
 
 // finished is a session that is over.
@@ -129,7 +131,7 @@ func New(o Options) *Engine {
 	if o.Shards <= 0 {
 		o.Shards = runtime.GOMAXPROCS(0)
 	}
-	e := &Engine{opt: o, sessions: map[*Session]struct{}{}, due: make(chan struct{}, 1)}
+	e := &Engine{opt: o, sessions: map[*Session]struct{}{}, due: make(chan struct{}, 1), quit: make(chan struct{})}
 	e.reader = newReader(o.Log, e.running.Go)
 	e.running.Go(e.reap)
 	for range o.Shards {
@@ -190,7 +192,12 @@ func (e *Engine) finish(s *Session, r Result) {
 
 // reap calls the Done of sessions that are over, so that no shard waits for it.
 func (e *Engine) reap() {
-	for range e.due {
+	for {
+		select {
+		case <-e.due:
+		case <-e.quit:
+			return
+		}
 		e.mu.Lock()
 		list := e.finished
 		e.finished = nil
@@ -225,7 +232,7 @@ func (e *Engine) close() {
 		s.End(Shutdown)
 	}
 	e.players.Wait()
-	close(e.due)
+	close(e.quit)
 	for _, s := range e.shards {
 		s.stop()
 	}

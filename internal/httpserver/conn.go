@@ -96,6 +96,14 @@ func (r *record) readEarly(p []byte) int {
 	return n
 }
 
+// TakeEarly returns what is left of the bytes that came behind the hijacked request,
+// for an owner that reads from the socket itself.
+func (r *record) TakeEarly() []byte {
+	early := r.early
+	r.early = nil
+	return early
+}
+
 // tcpConn is a plain connection. By embedding it has all that a *net.TCPConn can,
 // raw access (syscall.Conn) and writev (net.Buffers) among it.
 type tcpConn struct {

@@ -92,14 +92,14 @@ func (s *Server) serveFLV(srv *httpserver.Server, ctx *fasthttp.RequestCtx, stem
 		s.refuseHTTP(ctx, l, t.Key.String(), err)
 		return
 	}
-	take, format, farewell := srv.Takeover, fanout.Format(&fanout.FLV{}), []byte(nil)
+	take, w := srv.Takeover, way{format: fanout.FLV{}, read: dropInput()}
 	switch {
 	case upgrade:
-		take, format, farewell = srv.TakeoverWebSocket, &fanout.WebSocketFLV{}, closeNormally
+		take, w = srv.TakeoverWebSocket, way{format: fanout.WebSocketFLV{}, farewell: closeNormally, read: controlFrames()}
 	case l.peer.Node != "":
-		farewell = endMark
+		w.farewell = endMark
 	}
-	if !take(ctx, func(c net.Conn) { s.playFLV(l, t, feed, conn.set(c), format, farewell, upgrade) }) {
+	if !take(ctx, func(c net.Conn) { s.playFLV(l, t, feed, conn.set(c), w) }) {
 		feed.Release()
 		s.ledger.withdraw(l, t.Vhost.Name)
 		err := &Refusal{Code: BadRequest, Text: "The connection cannot be taken over.", Err: errors.New(strings.TrimSpace(string(ctx.Response.Body())))}
@@ -114,35 +114,47 @@ func (s *Server) serveFLV(srv *httpserver.Server, ctx *fasthttp.RequestCtx, stem
 // 5.5.1 and 7.4.1).
 var closeNormally = []byte{0x88, 2, 1000 >> 8, 1000 & 0xff}
 
-// playFLV serves one HTTP player until it has left.
-func (s *Server) playFLV(l *live, t vhost.Target, feed Feed, conn net.Conn, f fanout.Format, farewell []byte, webSocket bool) {
-	session, err := s.play(l, t, feed, conn, f, farewell, feed.Release)
-	if err != nil {
-		return
+// playFLV begins to serve an HTTP player. Nothing of it stays here.
+func (s *Server) playFLV(l *live, t vhost.Target, feed Feed, conn net.Conn, w way) {
+	var early []byte
+	if c, ok := conn.(interface{ TakeEarly() []byte }); ok {
+		early = c.TakeEarly()
 	}
-	if webSocket {
-		err := httpserver.ServeControl(conn, session.Inject)
-		var violation *httpserver.ProtocolError
-		if err == nil || errors.As(err, &violation) {
-			session.EndGently(fanout.Left) // its close frame has an answer
-			return
+	read := w.read
+	if len(early) > 0 { // what came first is read first
+		var once sync.Once
+		w.read = func(session *fanout.Session, b []byte) bool {
+			ok := true
+			once.Do(func() { ok = read(session, early) })
+			return ok && (len(b) == 0 || read(session, b))
 		}
-	} else {
-		awaitEnd(conn)
 	}
-	session.End(fanout.Left)
+	session, err := s.play(l, t, feed, conn, w, feed.Release)
+	if err == nil && len(early) > 0 && !w.read(session, nil) {
+		session.End(fanout.Left)
+	}
 }
 
-// awaitEnd reads and drops what an HTTP player still sends, up to a bound, and
-// returns when it has closed the connection.
-func awaitEnd(conn net.Conn) {
-	var b [512]byte
-	for total := 0; total < 64<<10; {
-		n, err := conn.Read(b[:])
-		if err != nil {
-			return
+// maxInput bounds what an HTTP player may send while it plays.
+const maxInput = 64 << 10
+
+// dropInput returns a reader for players that have nothing to say.
+func dropInput() func(*fanout.Session, []byte) bool {
+	total := 0
+	return func(_ *fanout.Session, b []byte) bool {
+		total += len(b)
+		return total <= maxInput
+	}
+}
+
+// controlFrames returns a reader for WebSocket players.
+func controlFrames() func(*fanout.Session, []byte) bool {
+	var control httpserver.Control
+	return func(session *fanout.Session, b []byte) bool {
+		if control.Feed(b, session.Inject) != nil {
+			session.EndGently(fanout.Left) // its close frame has an answer
 		}
-		total += n
+		return true
 	}
 }
 

@@ -50,6 +50,10 @@ type live struct {
 
 func (l *live) end(why string) {
 	l.why.CompareAndSwap(nil, &why)
+	if p := l.playing.Load(); p != nil {
+		p.End(fanout.Reason(why)) // closes the connection too
+		return
+	}
 	l.close(why)
 }
 

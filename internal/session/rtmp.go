@@ -193,8 +193,10 @@ func (s *Server) playRTMP(ctx context.Context, c *rtmp.ServerConn, t vhost.Targe
 	}
 	done := make(chan struct{})
 	session, err := s.play(l, t, feed, c.NetConn(),
-		&fanout.RTMP{StreamID: c.StreamID(), ChunkSize: c.OutChunkSize()},
-		rtmp.EndOfStream(c.StreamID(), c.OutChunkSize()),
+		way{
+			format:   fanout.RTMP{StreamID: c.StreamID(), ChunkSize: c.OutChunkSize()},
+			farewell: rtmp.EndOfStream(c.StreamID(), c.OutChunkSize()),
+		},
 		func() { close(done) })
 	if err != nil {
 		return

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/VictoriaMetrics/metrics"
 
@@ -24,6 +25,9 @@ type Options struct {
 	Role   Role
 	Log    *slog.Logger
 	Set    *metrics.Set
+	// Shards is the number of goroutines that write to players; 0 means one for
+	// each core.
+	Shards int
 	// IDPrefix makes the ids of sessions differ from those of other workers.
 	IDPrefix string
 }
@@ -32,7 +36,7 @@ type Options struct {
 type Server struct {
 	opt    Options
 	ledger *ledger
-	engine fanout.Engine
+	engine *fanout.Engine
 
 	ctx  context.Context // ends with Stop
 	stop context.CancelFunc
@@ -41,6 +45,15 @@ type Server struct {
 // New returns a server.
 func New(o Options) *Server {
 	s := &Server{opt: o, ledger: newLedger(o.Log, o.Set, o.IDPrefix)}
+	lateness := o.Set.NewHistogram("weir_flush_lateness_seconds")
+	took := o.Set.NewHistogram("weir_flush_seconds")
+	s.engine = fanout.New(fanout.Options{
+		Shards: o.Shards, MaxLatency: o.Config.MaxLatency, Log: o.Log,
+		OnFlush: func(late, d time.Duration) {
+			lateness.Update(late.Seconds())
+			took.Update(d.Seconds())
+		},
+	})
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	return s
 }
@@ -91,16 +104,24 @@ func (s *Server) admit(l *live, t vhost.Target, conn io.Closer) error {
 	return s.ledger.begin(l, t.Vhost.Name, s.bounds(t.Vhost))
 }
 
-// play hands an admitted player to the fan-out, which owns conn from now on.
-// The caller watches conn and ends the session when the player has left. done
+// way is how a player is served.
+type way struct {
+	format   fanout.Format
+	farewell []byte
+	// read gets what the player sends; see fanout.Player. If it is nil the caller
+	// of play watches the connection and ends the session when the player has left.
+	read func(*fanout.Session, []byte) bool
+}
+
+// play hands an admitted player to the fan-out, which owns conn from now on. done
 // is called at the end, also when play fails.
-func (s *Server) play(l *live, t vhost.Target, feed Feed, conn net.Conn, f fanout.Format, farewell []byte, done func()) (*fanout.Session, error) {
+func (s *Server) play(l *live, t vhost.Target, feed Feed, conn net.Conn, w way, done func()) (*fanout.Session, error) {
 	session, err := s.engine.Add(fanout.Player{
 		Conn:     conn,
-		Cursor:   feed.Stream.Join(),
 		Stream:   feed.Stream,
-		Format:   f,
-		Farewell: farewell,
+		Format:   w.format,
+		Farewell: w.farewell,
+		Read:     w.read,
 		Limits:   fanout.Limits{MaxLag: s.opt.Config.MaxLag, WriteTimeout: s.opt.Config.WriteTimeout},
 		Done: func(r fanout.Result) {
 			l.result.Store(&r)
@@ -118,6 +139,9 @@ func (s *Server) play(l *live, t vhost.Target, feed Feed, conn net.Conn, f fanou
 		return nil, err
 	}
 	l.playing.Store(session)
+	if why := l.why.Load(); why != nil { // somebody ended it meanwhile
+		session.End(fanout.Reason(*why))
+	}
 	return session, nil
 }
 

@@ -157,6 +157,8 @@ func (p *Publisher) End(why string) { p.live.end(why) }
 
 // Config is the `play` section: what players may cost.
 type Config struct {
+	// How long a frame may wait to be sent together with others, from 0 (never) to 5s. With few players each frame goes out at once; the more there are, the longer the batches, up to this, and the less a player costs.
+	MaxLatency time.Duration `yaml:"max_latency"`
 	// How far (media time) a player may fall behind the newest frame before it jumps to the
 	// newest key frame, from 500ms to 10m. The log of a stream keeps as much, within
 	// max_log_bytes.
@@ -179,6 +181,7 @@ type Config struct {
 // publisher.
 func DefaultConfig(waitPublisher time.Duration) Config {
 	return Config{
+		MaxLatency:    120 * time.Millisecond,
 		MaxLag:        8 * time.Second,
 		WriteTimeout:  10 * time.Second,
 		MaxLogBytes:   32 * units.MiB,
@@ -190,6 +193,9 @@ func DefaultConfig(waitPublisher time.Duration) Config {
 func (c *Config) Validate() error {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if c.MaxLatency < 0 || c.MaxLatency > 5*time.Second {
+		bad("max_latency: %v is not between 0s and 5s", c.MaxLatency)
+	}
 	if c.MaxLag < 500*time.Millisecond || c.MaxLag > 10*time.Minute {
 		bad("max_lag: %v is not between 500ms and 10m", c.MaxLag)
 	}

@@ -56,12 +56,8 @@ func (s *Server) ServeWorkerFLV(w http.ResponseWriter, r *http.Request) {
 		HeaderEpoch, strconv.FormatUint(feed.Epoch, 10)); err != nil {
 		conn.Close() // the fan-out finds out
 	}
-	session, err := s.play(l, t, feed, conn, &fanout.FLV{}, endMark, feed.Release)
-	if err != nil {
-		return
-	}
-	awaitEnd(conn)
-	session.End(fanout.Left)
+	// The end is the ledger's to tell.
+	_, _ = s.play(l, t, feed, conn, way{format: fanout.FLV{}, farewell: endMark, read: dropInput()}, feed.Release)
 }
 
 func (s *Server) workerTarget(r *http.Request) (vhost.Target, error) {
