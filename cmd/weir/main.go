@@ -106,7 +106,7 @@ func newApp(child *worker.Child, stdout, stderr io.Writer) *cli.App {
 			clusterCommand(),
 			originCommand(child), edgeCommand(child), discoveryCommand(child),
 			checkCommand(),
-			pushCommand(), pullCommand(),
+			pushCommand(), pullCommand(), benchCommand(),
 			versionCommand(),
 			workerCommand(child),
 		},

@@ -1,0 +1,133 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"weir/internal/bench"
+)
+
+func benchCommand() *cli.Command {
+	d := bench.DefaultConfig()
+	return &cli.Command{
+		Name:  "bench",
+		Usage: "load a server with players and measure what they get and what they cost",
+		Description: "Publishes streams of its own, plays them, and prints a table (docs/bench.md).\n" +
+			"It loads servers on this machine only, unless --i-own-this-target says that another may be.",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "publish", Required: true, Usage: "publish at `rtmp://HOST/APP[?QUERY]`"},
+			&cli.StringFlag{Name: "url", Required: true, Usage: "play from `URL`: http://HOST:PORT/APP, ws://HOST:PORT/APP or rtmp://HOST/APP"},
+			&cli.StringFlag{Name: "protocol", Usage: "play over `PROTOCOL`: http-flv, ws-flv, rtmp or hls; by default that of the URL"},
+			&cli.StringFlag{Name: "name", Value: d.Name, Usage: "streams are called `NAME`0, NAME1, ..."},
+			&cli.BoolFlag{Name: "i-own-this-target", Usage: "load servers that are not on this machine"},
+			&cli.IntFlag{Name: "players", Aliases: []string{"n"}, Value: d.Players, Usage: "`N` players in all, dealt to the streams in turn"},
+			&cli.IntFlag{Name: "streams", Aliases: []string{"m"}, Value: d.Streams, Usage: "`M` streams"},
+			&cli.IntFlag{Name: "probes", Value: d.Probes, Usage: "`K` of the players read every frame"},
+			&cli.StringFlag{Name: "bitrate", Value: "1080k", Usage: "bit rate of a stream, `BITS` per second as 1080k or 4M"},
+			&cli.IntFlag{Name: "fps", Value: d.Form.FPS, Usage: "video frames per second"},
+			&cli.DurationFlag{Name: "gop", Value: d.Form.GOP, Usage: "`TIME` from key frame to key frame"},
+			&cli.Float64Flag{Name: "ramp", Value: d.Ramp, Usage: "`N` players join per second"},
+			&cli.DurationFlag{Name: "settle", Value: d.Settle, Usage: "`TIME` between the last join and the measurement"},
+			&cli.DurationFlag{Name: "duration", Value: d.Duration, Usage: "measure for `TIME`"},
+			&cli.StringFlag{Name: "pid", Usage: "measure processor and memory of the processes `PID[,PID...]`"},
+			&cli.StringFlag{Name: "json", Usage: "write the result to `FILE` as JSON; - is standard output, instead of the table"},
+		},
+		Action: func(c *cli.Context) error {
+			if c.Args().Present() {
+				return usage("weir bench takes no arguments; got %q", c.Args().First())
+			}
+			cfg, err := benchConfig(c)
+			if err != nil {
+				return err
+			}
+			return runBench(c, cfg)
+		},
+	}
+}
+
+func benchConfig(c *cli.Context) (bench.Config, error) {
+	cfg := bench.DefaultConfig()
+	cfg.Publish, cfg.Play, cfg.Name = c.String("publish"), c.String("url"), c.String("name")
+	cfg.Protocol = bench.Protocol(c.String("protocol"))
+	cfg.AnyTarget = c.Bool("i-own-this-target")
+	cfg.Players, cfg.Streams, cfg.Probes = c.Int("players"), c.Int("streams"), c.Int("probes")
+	cfg.Ramp, cfg.Settle, cfg.Duration = c.Float64("ramp"), c.Duration("settle"), c.Duration("duration")
+	cfg.Form.FPS, cfg.Form.GOP = c.Int("fps"), c.Duration("gop")
+	var err error
+	if cfg.Form.BitRate, err = bitRate(c.String("bitrate")); err != nil {
+		return cfg, usage("--bitrate: %w", err)
+	}
+	if cfg.PIDs, err = pids(c.String("pid")); err != nil {
+		return cfg, usage("--pid: %w", err)
+	}
+	return cfg, nil
+}
+
+// bitRate reads a number of bits per second with k or M (decimal).
+func bitRate(s string) (int64, error) {
+	digits, factor := s, 1.0
+	switch {
+	case strings.HasSuffix(s, "k"):
+		digits, factor = s[:len(s)-1], 1e3
+	case strings.HasSuffix(s, "M"):
+		digits, factor = s[:len(s)-1], 1e6
+	}
+	n, err := strconv.ParseFloat(digits, 64)
+	if err != nil || n <= 0 || n*factor > 1e12 {
+		return 0, fmt.Errorf("%q is no bit rate: want bits per second, as 1080k or 4M", s)
+	}
+	return int64(n * factor), nil
+}
+
+func pids(s string) ([]int, error) {
+	var list []int
+	for _, field := range strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' }) {
+		n, err := strconv.Atoi(field)
+		if err != nil || n <= 0 {
+			return nil, fmt.Errorf("%q is no process id", field)
+		}
+		list = append(list, n)
+	}
+	return list, nil
+}
+
+func runBench(c *cli.Context, cfg bench.Config) error {
+	// The result may be piped; progress is for whoever watches.
+	show := newProgress(c.App.ErrWriter)
+	cfg.Progress = func(p bench.Progress) { show.line("%s", p) }
+	begun := time.Now()
+	report, err := bench.Run(c.Context, cfg)
+	switch {
+	case errors.Is(err, bench.ErrForeign):
+		return usage("%w; a load tool is for your own servers: say so with --i-own-this-target", err)
+	case errors.Is(err, bench.ErrUsage):
+		return fail(exitUsage, err)
+	case err != nil && c.Context.Err() != nil:
+		return errors.New("interrupted")
+	case err != nil:
+		return connectFailure(cfg.Publish, err)
+	}
+	show.end("done in %s", time.Since(begun).Round(time.Second))
+	if name := c.String("json"); name != "" {
+		b, err := json.MarshalIndent(report, "", "  ")
+		if err != nil {
+			return err
+		}
+		b = append(b, '\n')
+		if name == "-" {
+			_, err = c.App.Writer.Write(b)
+			return err
+		}
+		if err := os.WriteFile(name, b, 0o644); err != nil {
+			return err
+		}
+	}
+	return report.Write(c.App.Writer)
+}

@@ -1,0 +1,351 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"runtime"
+	"sync"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// tick is how often a load thread looks at its players. What came meanwhile is
+// taken at once: a thread that slept in epoll would be woken for every player.
+const tick = 4 * time.Millisecond
+
+// drainSize is how many bytes one system call drops.
+const drainSize = 1 << 20
+
+// player is a light player: after its first key frame it only counts bytes.
+type player struct {
+	// Static.
+	stream  int
+	request []byte // written once the connection stands
+	crowd   bool   // joins with the flash crowd
+	raw     bool   // of the bare loop: no request, no stream, just bytes
+
+	// Owned by the loop.
+	fd      int
+	state   playerState
+	begun   time.Duration // when the connect began
+	firstKF time.Duration // from begun to the first key frame
+	join    *joiner       // until then
+	from    uint32        // number of that key frame
+	marked  bool          // from is valid
+	bytes   uint64        // all that came
+	counted uint64        // what came behind the first key frame
+	headers headerSet
+	err     error // why it failed or was closed
+}
+
+type playerState uint8
+
+const (
+	playerNew playerState = iota
+	playerConnecting
+	playerJoining // until its first key frame
+	playerPlaying
+	playerFailed // got no stream
+	playerClosed // was closed by the server while it played
+	playerGone   // has left by itself
+)
+
+// loop is one load thread: it connects, reads and drops for its players.
+type loop struct {
+	// Static.
+	target  netip.AddrPort
+	sources []netip.Addr
+	clock   clock
+	epoll   int
+
+	// Owned by run.
+	scratch []byte
+	events  []unix.EpollEvent
+
+	mu      sync.Mutex // held during a round
+	players []*player  // guarded by mu; a player's number is its place
+	fresh   []int      // guarded by mu; numbers of players to connect
+	closed  bool       // guarded by mu
+}
+
+func newLoop(target netip.AddrPort, sources []netip.Addr, c clock) (*loop, error) {
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("make epoll: %w", err)
+	}
+	return &loop{
+		target: target, sources: sources, clock: c, epoll: fd,
+		scratch: make([]byte, drainSize), events: make([]unix.EpollEvent, 512),
+	}, nil
+}
+
+// add has players connect in the next round.
+func (l *loop) add(players ...*player) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, p := range players {
+		p.fd = -1
+		l.fresh = append(l.fresh, len(l.players))
+		l.players = append(l.players, p)
+	}
+}
+
+// run serves the players until ctx ends, and then closes all connections. It
+// keeps a thread of its own.
+func (l *loop) run(ctx context.Context) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	timer := time.NewTicker(tick)
+	defer timer.Stop()
+	for {
+		l.round()
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			l.close()
+			return
+		}
+	}
+}
+
+func (l *loop) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, p := range l.players {
+		if p.fd >= 0 {
+			unix.Close(p.fd)
+			p.fd = -1
+			p.state = playerGone
+		}
+	}
+	if !l.closed {
+		l.closed = true
+		unix.Close(l.epoll)
+	}
+}
+
+func (l *loop) round() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, i := range l.fresh {
+		l.connect(i)
+	}
+	l.fresh = l.fresh[:0]
+	for {
+		// With a time of zero it does not block, and so need not tell the scheduler.
+		n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.epoll),
+			uintptr(unsafe.Pointer(&l.events[0])), uintptr(len(l.events)), 0, 0, 0)
+		if errno != 0 {
+			return // EINTR: the next round goes on
+		}
+		for _, e := range l.events[:n] {
+			l.serve(l.players[e.Fd])
+		}
+		if int(n) < len(l.events) {
+			return
+		}
+	}
+}
+
+// connect starts a player.
+func (l *loop) connect(i int) {
+	p := l.players[i]
+	p.begun = l.clock.now()
+	p.state = playerConnecting
+	fd, err := dialNonblocking(l.target, l.sources, i)
+	if err != nil {
+		p.state, p.err = playerFailed, err
+		return
+	}
+	p.fd = fd
+	event := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | epollET, Fd: int32(i)}
+	if err := unix.EpollCtl(l.epoll, unix.EPOLL_CTL_ADD, fd, &event); err != nil {
+		l.end(p, playerFailed, fmt.Errorf("watch connection: %w", err))
+	}
+}
+
+// epollET is EPOLLET as the type of Events has it.
+const epollET = 1 << 31
+
+// dialNonblocking begins a connect. i spreads the connections over the source
+// addresses, so that their ports last.
+func dialNonblocking(target netip.AddrPort, sources []netip.Addr, i int) (int, error) {
+	family := unix.AF_INET
+	if target.Addr().Is6() {
+		family = unix.AF_INET6
+	}
+	var last error
+	for try := range max(1, len(sources)) {
+		fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return -1, fmt.Errorf("make socket: %w", err)
+		}
+		if len(sources) > 0 {
+			// The port is chosen by connect, which knows that only the pair must be free.
+			_ = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+			source := sources[(i+try)%len(sources)]
+			if err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(source, 0))); err != nil {
+				unix.Close(fd)
+				return -1, fmt.Errorf("bind to %v: %w", source, err)
+			}
+		}
+		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+		err = unix.Connect(fd, sockaddr(target))
+		if err == nil || errors.Is(err, unix.EINPROGRESS) {
+			return fd, nil
+		}
+		unix.Close(fd)
+		last = fmt.Errorf("connect: %w", err)
+		if !errors.Is(err, unix.EADDRNOTAVAIL) {
+			break
+		}
+	}
+	return -1, last
+}
+
+func sockaddr(a netip.AddrPort) unix.Sockaddr {
+	if a.Addr().Is6() {
+		return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
+	}
+	return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
+}
+
+func (l *loop) end(p *player, s playerState, err error) {
+	if p.fd >= 0 {
+		unix.Close(p.fd)
+		p.fd = -1
+	}
+	p.state, p.err, p.join = s, err, nil
+}
+
+// serve takes all that there is to read of one player.
+func (l *loop) serve(p *player) {
+	if p.fd < 0 {
+		return
+	}
+	if p.state == playerConnecting && !l.request(p) {
+		return
+	}
+	for p.fd >= 0 {
+		flags := 0
+		if p.state == playerPlaying {
+			flags = unix.MSG_TRUNC // dropped in the kernel
+		}
+		n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(p.fd),
+			uintptr(unsafe.Pointer(&l.scratch[0])), uintptr(len(l.scratch)), uintptr(flags), 0, 0)
+		switch {
+		case errno == unix.EAGAIN:
+			return
+		case errno == unix.EINTR:
+			continue
+		case errno != 0:
+			l.lost(p, fmt.Errorf("read: %w", errno))
+			return
+		case n == 0:
+			l.lost(p, errors.New("closed by the server"))
+			return
+		}
+		p.bytes += uint64(n)
+		if p.state == playerPlaying {
+			p.counted += uint64(n)
+		} else {
+			l.feed(p, l.scratch[:n])
+		}
+		if int(n) < len(l.scratch) {
+			return // edge-triggered: what comes now is a new event
+		}
+	}
+}
+
+func (l *loop) lost(p *player, err error) {
+	state := playerFailed
+	if p.state == playerPlaying {
+		state = playerClosed
+	}
+	l.end(p, state, err)
+}
+
+// request sends the request once the connection stands.
+func (l *loop) request(p *player) bool {
+	code, err := unix.GetsockoptInt(p.fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	if err == nil && code != 0 {
+		err = unix.Errno(code)
+	}
+	if err != nil {
+		l.end(p, playerFailed, fmt.Errorf("connect: %w", err))
+		return false
+	}
+	if p.raw {
+		p.state = playerPlaying
+		p.firstKF = l.clock.now() - p.begun
+		return true
+	}
+	n, err := unix.Write(p.fd, p.request)
+	switch {
+	case errors.Is(err, unix.EAGAIN): // not connected yet
+		return false
+	case err != nil:
+		l.end(p, playerFailed, fmt.Errorf("send request: %w", err))
+		return false
+	case n < len(p.request):
+		l.end(p, playerFailed, errors.New("send request: no room"))
+		return false
+	}
+	p.state = playerJoining
+	return true
+}
+
+func (l *loop) feed(p *player, b []byte) {
+	rest, done, err := p.join.feed(b)
+	if err != nil {
+		l.end(p, playerFailed, err)
+		return
+	}
+	if !done {
+		return
+	}
+	p.state = playerPlaying
+	p.firstKF = l.clock.now() - p.begun
+	p.from, p.marked, p.headers = p.join.key.Seq, p.join.marked, p.join.headers
+	p.join = nil
+	p.counted = uint64(len(rest))
+}
+
+// count is what the players of a loop have got together.
+type count struct {
+	waiting, playing, failed, closed int
+	bytes                            uint64
+}
+
+func (l *loop) count() count {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var c count
+	for _, p := range l.players {
+		c.bytes += p.bytes
+		switch p.state {
+		case playerNew, playerConnecting, playerJoining:
+			c.waiting++
+		case playerPlaying:
+			c.playing++
+		case playerFailed:
+			c.failed++
+		case playerClosed:
+			c.closed++
+		}
+	}
+	return c
+}
+
+// each calls f for every player while none of them reads.
+func (l *loop) each(f func(p *player)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, p := range l.players {
+		f(p)
+	}
+}
