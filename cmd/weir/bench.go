@@ -37,6 +37,9 @@ func benchCommand() *cli.Command {
 			&cli.DurationFlag{Name: "settle", Value: d.Settle, Usage: "`TIME` between the last join and the measurement"},
 			&cli.DurationFlag{Name: "duration", Value: d.Duration, Usage: "measure for `TIME`"},
 			&cli.StringFlag{Name: "pid", Usage: "measure processor and memory of the processes `PID[,PID...]`"},
+			&cli.BoolFlag{Name: "floor", Usage: "then measure a bare loop of sends beside it, and give the ratio"},
+			&cli.StringFlag{Name: "floor-interval", Value: "40ms,120ms,350ms", Usage: "the bare loop sends every `TIME[,TIME...]`"},
+			&cli.DurationFlag{Name: "floor-time", Value: d.FloorTime, Usage: "measure each interval for `TIME`"},
 			&cli.StringFlag{Name: "json", Usage: "write the result to `FILE` as JSON; - is standard output, instead of the table"},
 		},
 		Action: func(c *cli.Context) error {
@@ -67,7 +70,32 @@ func benchConfig(c *cli.Context) (bench.Config, error) {
 	if cfg.PIDs, err = pids(c.String("pid")); err != nil {
 		return cfg, usage("--pid: %w", err)
 	}
+	if c.Bool("floor") {
+		for _, field := range strings.Split(c.String("floor-interval"), ",") {
+			interval, err := time.ParseDuration(strings.TrimSpace(field))
+			if err != nil {
+				return cfg, usage("--floor-interval: %w", err)
+			}
+			cfg.Floor = append(cfg.Floor, interval)
+		}
+		program, err := os.Executable()
+		if err != nil {
+			return cfg, err
+		}
+		cfg.FloorTime, cfg.FloorCommand = c.Duration("floor-time"), []string{program, floorName}
+	}
 	return cfg, nil
+}
+
+// floorName is the hidden command that is the bare loop.
+const floorName = "bench-floor"
+
+func floorCommand() *cli.Command {
+	return &cli.Command{
+		Name:   floorName,
+		Hidden: true,
+		Action: func(c *cli.Context) error { return bench.ServeFloor(os.Stdin, c.App.Writer) },
+	}
 }
 
 // bitRate reads a number of bits per second with k or M (decimal).

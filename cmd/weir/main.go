@@ -108,7 +108,7 @@ func newApp(child *worker.Child, stdout, stderr io.Writer) *cli.App {
 			checkCommand(),
 			pushCommand(), pullCommand(), benchCommand(),
 			versionCommand(),
-			workerCommand(child),
+			workerCommand(child), floorCommand(),
 		},
 	}
 }

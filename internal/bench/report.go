@@ -28,6 +28,8 @@ type Report struct {
 	// last byte of its first key frame.
 	FirstKeyFrame Delays `json:"first_key_frame"`
 
+	Floor []Floor `json:"floor,omitempty"`
+
 	Failed         int            `json:"failed"`          // got no stream
 	Closed         int            `json:"closed_early"`    // lost it
 	HeadersMissing int            `json:"headers_missing"` // had not all headers before the first key frame
@@ -129,6 +131,10 @@ func (r *Report) Write(w io.Writer) error {
 		row("", "%d × %s", n, why)
 	}
 	row("load tool", "%.2f CPU s, %.2f cores idle, publisher at most %.1f ms late", r.Window.LoadCPU, r.Window.IdleCores, r.PublishLateMS)
+	for _, f := range r.Floor {
+		row(fmt.Sprintf("floor, %g ms", f.IntervalMS), "%.3f CPU s per GB: the server takes %.2f times that (%d players, %d late rounds, %d short sends)",
+			f.CPUPerGB, f.Ratio, f.Players, f.LateRounds, f.ShortSends)
+	}
 	return t.Flush()
 }
 

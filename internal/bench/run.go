@@ -69,13 +69,24 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 	old := runtime.GOMAXPROCS(2*runtime.NumCPU() + 2)
 	defer runtime.GOMAXPROCS(old)
 
+	if err := r.load(ctx); err != nil {
+		return nil, err
+	}
+	// Not while the server is loaded: they would take the cores from each other.
+	if len(cfg.Floor) > 0 {
+		if err := r.measureFloor(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return &r.report, nil
+}
+
+// load measures the server; publishers and players are gone when it returns.
+func (r *run) load(ctx context.Context) error {
 	loadCtx, stop := context.WithCancel(ctx)
 	defer r.running.Wait()
 	defer stop()
-	if err := r.measure(ctx, loadCtx); err != nil {
-		return nil, err
-	}
-	return &r.report, nil
+	return r.measure(ctx, loadCtx)
 }
 
 // sourcesFor returns the addresses that players come from: each has some 28000
