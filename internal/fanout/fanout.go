@@ -68,6 +68,9 @@ type Player struct {
 	Stream *stream.Stream
 	Format Format
 	Limits Limits
+	// Urgent players get each frame at once, whatever that costs: other nodes,
+	// whose own players' wait comes on top.
+	Urgent bool
 	// Read, if not nil, makes the engine read what the player sends and gives it
 	// to Read, piece by piece; false ends the session with Left, as the player's
 	// closing does. Read must not keep the slice and must not block. If it is nil
@@ -104,6 +107,7 @@ type Engine struct {
 	// Static.
 	opt    Options
 	shards []*shard
+	urgent *shard // of players that do not wait
 	reader *reader
 
 	turn    atomic.Uint32 // of the shards
@@ -135,8 +139,10 @@ func New(o Options) *Engine {
 	e.reader = newReader(o.Log, e.running.Go)
 	e.running.Go(e.reap)
 	for range o.Shards {
-		s := newShard(e)
-		e.shards = append(e.shards, s)
+		e.shards = append(e.shards, newShard(e, o.MaxLatency))
+	}
+	e.urgent = newShard(e, 0)
+	for _, s := range append(e.shards, e.urgent) {
 		e.running.Go(s.run)
 	}
 	return e
@@ -152,7 +158,9 @@ func (e *Engine) Add(p Player) (*Session, error) {
 	s := &Session{e: e, p: p, cursor: p.Stream.Join()}
 	if raw, ok := direct(p.Conn); ok {
 		s.raw = raw
-		s.shard = e.shards[int(e.turn.Add(1))%len(e.shards)]
+		if s.shard = e.urgent; !p.Urgent {
+			s.shard = e.shards[int(e.turn.Add(1))%len(e.shards)]
+		}
 		prepare(raw, p.Limits)
 	}
 	e.mu.Lock()
@@ -233,7 +241,7 @@ func (e *Engine) close() {
 	}
 	e.players.Wait()
 	close(e.quit)
-	for _, s := range e.shards {
+	for _, s := range append(e.shards, e.urgent) {
 		s.stop()
 	}
 	e.reader.stop()

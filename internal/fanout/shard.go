@@ -41,10 +41,10 @@ type groupKey struct {
 // exceeds it included.
 const batchBytes = 256 << 10
 
-func newShard(e *Engine) *shard {
+func newShard(e *Engine, latency time.Duration) *shard {
 	return &shard{
 		e: e, wake: make(chan struct{}, 1), post: make(chan struct{}, 1), done: make(chan struct{}),
-		groups: map[groupKey]*group{}, pace: newPace(e.opt.MaxLatency), out: newSocketWriter(),
+		groups: map[groupKey]*group{}, pace: newPace(latency), out: newSocketWriter(),
 	}
 }
 

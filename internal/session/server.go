@@ -122,6 +122,7 @@ func (s *Server) play(l *live, t vhost.Target, feed Feed, conn net.Conn, w way, 
 		Format:   w.format,
 		Farewell: w.farewell,
 		Read:     w.read,
+		Urgent:   l.peer.Node != "",
 		Limits:   fanout.Limits{MaxLag: s.opt.Config.MaxLag, WriteTimeout: s.opt.Config.WriteTimeout},
 		Done: func(r fanout.Result) {
 			l.result.Store(&r)
