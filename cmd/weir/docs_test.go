@@ -405,7 +405,7 @@ func TestDependenciesInDocument(t *testing.T) {
 }
 
 // metricRow is a line of the table of metrics: name, type, labels.
-var metricRow = regexp.MustCompile("(?m)^\\| `(weir_[a-z0-9_]+)` \\| (counter|gauge) \\| ([a-z, ]*)\\|")
+var metricRow = regexp.MustCompile("(?m)^\\| `(weir_[a-z0-9_]+)` \\| (counter|gauge|histogram) \\| ([a-z, ]*)\\|")
 
 // documentedMetrics returns the labels of each metric, sorted.
 func documentedMetrics(t *testing.T) map[string][]string {
