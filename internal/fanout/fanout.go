@@ -155,13 +155,14 @@ var ErrClosed = errors.New("fan-out is closed")
 // the first one to come. The engine owns the connection from then on, also when
 // it fails.
 func (e *Engine) Add(p Player) (*Session, error) {
-	s := &Session{e: e, p: p, cursor: p.Stream.Join()}
+	s := &Session{e: e, p: p, fd: -1, cursor: p.Stream.Join()}
 	if raw, ok := direct(p.Conn); ok {
 		s.raw = raw
 		if s.shard = e.urgent; !p.Urgent {
 			s.shard = e.shards[int(e.turn.Add(1))%len(e.shards)]
 		}
 		prepare(raw, p.Limits)
+		s.fd = ownFD(p.Conn, raw)
 	}
 	e.mu.Lock()
 	if e.closed {

@@ -14,7 +14,7 @@ type pace struct {
 }
 
 const (
-	sendShare  = 0.01                   // of a core that sending aims at
+	sendShare  = 0.04                   // of a core that sending aims at
 	firstGuess = 12 * time.Microsecond  // perSend before anything was sent
 	atOnce     = 500 * time.Microsecond // intervals below this are not worth a timer
 	smoothing  = 8

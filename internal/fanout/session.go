@@ -16,6 +16,7 @@ type Session struct {
 	p     Player
 	raw   syscall.RawConn // nil: the connection cannot be written to directly
 	shard *shard          // nil without raw
+	fd    int             // the engine's own descriptor, -1 if it has none: its owner alone closes it
 
 	bytes   atomic.Uint64
 	skipped atomic.Uint64
@@ -117,9 +118,15 @@ func (s *Session) End(why Reason) {
 	if first && s.gone != nil {
 		close(s.gone)
 	}
+	wait := s.fd >= 0 && (s.place == arriving || s.place == sharded)
+	if first && s.fd >= 0 && !wait {
+		s.p.Conn.Close() // under the lock: the shard must not get it back before
+	}
 	s.mu.Unlock()
 	if first {
-		s.p.Conn.Close()
+		if s.fd < 0 {
+			s.p.Conn.Close()
+		}
 		s.attend()
 	}
 }

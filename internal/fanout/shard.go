@@ -338,7 +338,7 @@ func (s *shard) send(g *group, block []byte, lost uint64) {
 // write sends bytes to a player of the group that has got all before them. It
 // reports false if the player is not among the healthy ones any more.
 func (s *shard) write(p *Session, b []byte) bool {
-	n, err := s.out.write(p.raw, b)
+	n, err := s.out.write(p.fd, p.raw, b)
 	s.sends++
 	p.bytes.Add(uint64(n))
 	switch {

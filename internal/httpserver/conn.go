@@ -40,6 +40,7 @@ type record struct {
 
 	state  atomic.Int32 // connState
 	closed atomic.Bool  // by leave
+	kept   atomic.Bool  // only its owner closes it
 	linger atomic.Bool  // the peer may still be sending a request that was refused
 
 	counted bool // guarded by run.mu; among the taken connections
@@ -141,10 +142,21 @@ func (c *tcpConn) Close() error {
 }
 
 func (c *tcpConn) abort() {
+	if c.kept.Load() { // its owner finds out and closes it
+		_ = c.TCPConn.CloseRead()
+		_ = c.TCPConn.CloseWrite()
+		return
+	}
 	if c.leave() {
 		c.TCPConn.Close()
 	}
 }
+
+// Keep makes Close by its owner the only thing that closes the descriptor of a
+// taken connection: when the server shuts down it only shuts the socket down. An
+// owner that uses the descriptor itself would otherwise write to whatever file gets
+// its number next.
+func (c *tcpConn) Keep() { c.kept.Store(true) }
 
 // lingerClose ends the sending side of c and reads what its peer still sends, for
 // a short time. Closing a socket with unread input resets the connection, and
