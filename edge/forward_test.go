@@ -343,3 +343,38 @@ func TestForwardSlowUpstream(t *testing.T) {
 		}
 	})
 }
+
+// A publisher that its upstream redirects is taken to where that leads: encoders
+// do not follow a 302 themselves.
+func TestForwardRedirect(t *testing.T) {
+	a := newUpstream(t, "a")
+	l := listen(t)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			nc, err := l.Accept()
+			if err != nil {
+				return
+			}
+			cfg := rtmp.DefaultServerConfig()
+			cfg.RedirectWait, cfg.CloseTimeout = 0, 0
+			c := rtmp.NewServerConn(nc, cfg)
+			if _, err := c.ReadRequest(); err == nil {
+				_ = c.Redirect("rtmp://" + a.rtmp + "/live/demo")
+			}
+			c.Close()
+		}
+	}()
+	defer func() {
+		l.Close()
+		<-done
+	}()
+	e := startEdge(t, "edge", quick().upstreams(l.Addr().String()), nil)
+	c := encoderAt(t, e.point, "demo")
+	encode(t, c, 0, 2)
+	a.awaitFrame(t, demo, 1)
+	if n := e.edge.metrics.redirects.Get(); n != 1 {
+		t.Errorf("%d redirects", n)
+	}
+}
