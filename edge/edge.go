@@ -186,19 +186,24 @@ func (e *Edge) chain(p session.Peer) (string, error) {
 	if p.Node == "" && p.Via == "" {
 		return "", nil
 	}
-	via := p.Via
-	if p.Node != "" && p.Node != e.node { // another worker of this node is no hop
-		via = strings.TrimPrefix(via+","+p.Node, ",")
-	}
+	via := strings.Trim(p.Via+","+p.Node, ",") // another worker of this node names no node: it is no hop
 	hops := strings.Split(via, ",")
 	if slices.Contains(hops, e.node) || len(hops) > maxTiers {
 		e.metrics.loops.Inc()
-		return "", &session.Refusal{
-			Code: session.Unavailable, Text: "The request goes in a circle.",
-			Err: fmt.Errorf("the request came through %s and %s pulls again", via, e.node),
-		}
+		return "", circle(fmt.Errorf("%w: through %s to %s (node.id); at most %d nodes", errCircle, via, e.node, maxTiers))
 	}
 	return via, nil
+}
+
+// circleText is what an edge tells another node whose request goes in a circle,
+// and what it knows that answer by.
+const circleText = "The request goes in a circle."
+
+// errCircle says that a request comes back to a node that it came through.
+var errCircle = errors.New("the request goes in a circle")
+
+func circle(cause error) error {
+	return &session.Refusal{Code: session.Unavailable, Text: circleText, Err: cause}
 }
 
 // maxTiers is how many nodes a request may have come through.
@@ -214,7 +219,11 @@ func (e *Edge) Play(ctx context.Context, req session.PlayRequest) (session.Feed,
 	if err != nil {
 		return session.Feed{}, err
 	}
-	if err := r.wait(ctx, e.cfg.Play.WaitPublisher); err != nil {
+	patience := e.cfg.Play.WaitPublisher
+	if req.Peer.Node != "" {
+		patience = 0 // its own players wait there, and it has other upstreams to ask
+	}
+	if err := r.wait(ctx, patience); err != nil {
 		r.detach()
 		return session.Feed{}, err
 	}

@@ -51,11 +51,15 @@ func (e *Edge) Publish(ctx context.Context, p *session.Publisher) session.Publis
 	e.metrics.forwards.Inc()
 	defer e.metrics.forwards.Dec()
 
+	stop := context.AfterFunc(ctx, func() { p.End("shutdown") })
+	defer stop()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	seeking, left := context.WithCancel(ctx) // nobody seeks an upstream for a publisher that has left
+	defer left()
 	sent := make(chan error, 1)
 	go func() {
-		err := f.send(ctx, up, cursor, via)
+		err := f.send(ctx, seeking, up, cursor, via)
 		if err != nil {
 			p.End("upstream_lost")
 		}
@@ -72,11 +76,12 @@ func (e *Edge) Publish(ctx context.Context, p *session.Publisher) session.Publis
 		}
 	}
 	end := session.ReadEnd(rerr)
+	if end.Reason != session.Unpublished {
+		cancel() // before the log ends: a drop is no end upstream, whose resume window begins at once
+	}
 	pub.Close()
 	f.ring.Close(errPublisherLeft)
-	if end.Reason != session.Unpublished {
-		cancel() // the upstream's own resume window begins at once
-	}
+	left()
 	if err := <-sent; err != nil {
 		end.Err = err
 	}
@@ -114,8 +119,17 @@ type upstreamConn struct {
 	addr string
 }
 
-// connect finds an upstream that takes the publisher. What an upstream refuses
-// with a status is final for it: another one would only refuse it later.
+// final reports a refusal that no other upstream can make good: the name is
+// taken, the key is wrong, there is no such vhost.
+func final(err error) bool {
+	var s *rtmp.StatusError
+	if !errors.As(err, &s) {
+		return false
+	}
+	return s.Code == rtmp.CodePublishBadName || s.Code == rtmp.CodePublishDenied || s.Code == rtmp.CodeConnectInvalid
+}
+
+// connect finds an upstream that takes the publisher.
 func (f *forward) connect(ctx context.Context, via string) (*upstreamConn, error) {
 	e := f.edge
 	candidates, err := e.publishCandidates(ctx, f.p.Target)
@@ -128,14 +142,16 @@ func (f *forward) connect(ctx context.Context, via string) (*upstreamConn, error
 		if !trail.visit(up.Addr) {
 			continue
 		}
+		trail.redirects = 0
 		c, err := f.publish(ctx, up, via, trail)
 		if err == nil {
 			return c, nil
 		}
-		failed = err
-		var s *rtmp.StatusError
-		if errors.As(err, &s) && s.Code != rtmp.CodeConnectShutdown || ctx.Err() != nil {
+		if final(err) || ctx.Err() != nil {
 			return nil, err
+		}
+		if s := (*rtmp.StatusError)(nil); failed == nil || errors.As(err, &s) {
+			failed = err // words say more than a connection that was not to be had
 		}
 	}
 	return nil, failed
@@ -155,11 +171,11 @@ func (f *forward) publish(ctx context.Context, up vhost.Upstream, via string, tr
 		var status *rtmp.StatusError
 		switch {
 		case errors.As(err, &redirect):
-			e.metrics.redirects.Inc()
-			if err := trail.follow(redirect.Addr); err != nil {
+			to := vhost.Upstream{Scheme: "rtmp", Addr: redirect.Addr}
+			if err := e.redirected(f.p.Target.Key.String(), up.String(), to, trail); err != nil {
 				return nil, err
 			}
-			up = vhost.Upstream{Scheme: "rtmp", Addr: redirect.Addr}
+			up = to
 			trail.visit(up.Addr)
 			continue
 		case !errors.As(err, &status) && ctx.Err() == nil:
@@ -186,8 +202,9 @@ func (f *forward) dial(ctx context.Context, up vhost.Upstream, via string) (*rtm
 }
 
 // send writes the log upstream until the publisher has left and all was sent,
-// or no upstream could be had for the resume window.
-func (f *forward) send(ctx context.Context, up *upstreamConn, cursor *stream.Cursor, via string) error {
+// or no upstream could be had for the resume window. The context seeking, which
+// is one of ctx, ends the search for another upstream.
+func (f *forward) send(ctx, seeking context.Context, up *upstreamConn, cursor *stream.Cursor, via string) error {
 	for {
 		err := f.copy(ctx, up, cursor)
 		if err == nil || ctx.Err() != nil {
@@ -201,7 +218,10 @@ func (f *forward) send(ctx context.Context, up *upstreamConn, cursor *stream.Cur
 		}
 		f.edge.metrics.forwardLost.Inc()
 		f.log.Warn("forwarding lost its upstream", "upstream", up.addr, "err", err)
-		if up, err = f.reconnect(ctx, via, err); err != nil {
+		if up, err = f.reconnect(seeking, via, err); err != nil {
+			if seeking.Err() != nil {
+				return nil
+			}
 			return err
 		}
 		cursor = f.ring.Join() // the new upstream begins with a key frame
@@ -246,8 +266,9 @@ func (f *forward) copy(ctx context.Context, up *upstreamConn, cursor *stream.Cur
 	var tags []media.Tag
 	for {
 		if _, behind := cursor.Behind(); time.Duration(behind)*time.Millisecond > f.edge.cfg.Forward.MaxLag {
-			lost := cursor.Jump()
-			f.log.Warn("upstream is too slow: jumped to the newest key frame", "upstream", up.addr, "behind_ms", behind, "lost_frames", lost)
+			if lost := cursor.Jump(); lost > 0 {
+				f.log.Warn("upstream is too slow: jumped to the newest key frame", "upstream", up.addr, "behind_ms", behind, "lost_frames", lost)
+			}
 		}
 		run, err := cursor.Next(batch[:])
 		if len(run.Entries) > 0 {
@@ -264,6 +285,9 @@ func (f *forward) copy(ctx context.Context, up *upstreamConn, cursor *stream.Cur
 			continue
 		}
 		if err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
 			_ = up.Unpublish() // it has all; what it says now changes nothing
 			return nil
 		}

@@ -9,7 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
-	"strings"
+	"sync"
 	"time"
 
 	"weir/discovery"
@@ -27,11 +27,15 @@ func (e *Edge) HLS(ctx context.Context, req session.HLSRequest) (hls.Object, err
 	if !req.Target.Vhost.Config.HLS.Enabled {
 		return hls.Object{}, session.ErrNotFound
 	}
-	if _, err := e.chain(req.Peer); err != nil {
+	via, err := e.chain(req.Peer)
+	if err != nil {
 		return hls.Object{}, err
 	}
-	o, err := e.cache.Get(ctx, req.File.URI(hlsVhost(req.Target.Key.Vhost)))
-	if err != nil {
+	o, err := e.fetcher.cached(ctx, req.File.URI(hlsVhost(req.Target.Key.Vhost)), via)
+	switch {
+	case errors.Is(err, errCircle):
+		return hls.Object{}, circle(err)
+	case err != nil:
 		return hls.Object{}, &session.Refusal{Code: session.Unavailable, Text: "No upstream can be reached for this stream.", Err: err}
 	}
 	return o, nil
@@ -52,10 +56,24 @@ type fetcher struct {
 	client  *http.Client
 	workers []*http.Client // by index
 	limit   int64          // bytes of one file
+
+	mu     sync.Mutex
+	vias   map[string]string // guarded by mu; by URI of what is asked for now: nodes that the first request came through
+	owners map[string]owner  // guarded by mu; by stream key
 }
 
+// owner is the HTTP address of the node that last owned a stream, which has the
+// end of its playlist for a while.
+type owner struct {
+	addr string
+	at   time.Time // when discovery named it
+}
+
+// maxOwners bounds the map of owners.
+const maxOwners = 4096
+
 func newFetcher(e *Edge) *fetcher {
-	f := &fetcher{edge: e, limit: int64(e.cfg.HLSCache.MaxObjectBytes)}
+	f := &fetcher{edge: e, limit: int64(e.cfg.HLSCache.MaxObjectBytes), vias: map[string]string{}, owners: map[string]owner{}}
 	f.client = client(&http.Transport{
 		DialContext:           (&net.Dialer{Timeout: e.cfg.Pull.ConnectTimeout}).DialContext,
 		ResponseHeaderTimeout: e.cfg.HLSCache.FetchTimeout,
@@ -66,7 +84,11 @@ func newFetcher(e *Edge) *fetcher {
 	for i := range e.siblings.count {
 		f.workers = append(f.workers, client(&http.Transport{
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				return e.siblings.dial(ctx, i)
+				c, err := e.siblings.dial(ctx, i)
+				if err != nil {
+					err = fmt.Errorf("%w: %w", errDead, err)
+				}
+				return c, err
 			},
 			MaxIdleConnsPerHost: 4,
 			IdleConnTimeout:     30 * time.Second,
@@ -91,8 +113,34 @@ func (f *fetcher) close() {
 	}
 }
 
+// errDead says that a worker cannot be connected to.
+var errDead = errors.New("the worker is dead")
+
+// cached returns a file out of the worker's cache, or from where it is fetched.
+// via are the nodes that the request came through; of many for one file those
+// of the first count.
+func (f *fetcher) cached(ctx context.Context, uri, via string) (hls.Object, error) {
+	f.mu.Lock()
+	_, asked := f.vias[uri]
+	if !asked {
+		f.vias[uri] = via
+	}
+	f.mu.Unlock()
+	if !asked {
+		defer func() {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			delete(f.vias, uri)
+		}()
+	}
+	return f.edge.cache.Get(ctx, uri)
+}
+
 // fetch implements hls.Fetch.
 func (f *fetcher) fetch(ctx context.Context, uri string) (hls.Object, error) {
+	f.mu.Lock()
+	via := f.vias[uri]
+	f.mu.Unlock()
 	t, err := f.target(uri)
 	if err != nil {
 		return hls.Object{}, err
@@ -101,14 +149,13 @@ func (f *fetcher) fetch(ctx context.Context, uri string) (hls.Object, error) {
 		if i == f.edge.siblings.index {
 			break
 		}
-		o, err := f.get(ctx, f.workers[i], "http://worker"+workerHLSPath+"?"+url.Values{"uri": {uri}}.Encode())
-		var dial *net.OpError
-		if errors.As(err, &dial) && dial.Op == "dial" { // the worker is dead
+		o, err := f.get(ctx, f.workers[i], "http://worker"+workerHLSPath+"?"+url.Values{"uri": {uri}}.Encode(), via)
+		if errors.Is(err, errDead) {
 			continue
 		}
 		return o, err
 	}
-	return f.upstream(ctx, t, uri)
+	return f.upstream(ctx, t, uri, via)
 }
 
 // target returns the stream that a URI made by hls.Request.URI is of.
@@ -125,7 +172,7 @@ func (f *fetcher) target(uri string) (vhost.Target, error) {
 }
 
 // upstream asks the owner, or the vhost's upstreams in turn, following redirects.
-func (f *fetcher) upstream(ctx context.Context, t vhost.Target, uri string) (hls.Object, error) {
+func (f *fetcher) upstream(ctx context.Context, t vhost.Target, uri, via string) (hls.Object, error) {
 	candidates, err := f.candidates(ctx, t)
 	if errors.Is(err, errGone) {
 		return hls.NotFound("stream not found: nobody publishes it"), nil
@@ -134,13 +181,14 @@ func (f *fetcher) upstream(ctx context.Context, t vhost.Target, uri string) (hls
 		return hls.Object{}, fmt.Errorf("fetch %s: %w", uri, err)
 	}
 	trail := newTrail(f.edge.cfg.Pull.MaxRedirects)
-	var failed error
+	var failed, loop error
 	var missing *hls.Object
 	for _, addr := range candidates {
 		if !trail.visit(addr) {
 			continue
 		}
-		o, err := f.follow(ctx, addr, uri, trail)
+		trail.redirects = 0
+		o, err := f.follow(ctx, t, addr, uri, via, trail)
 		switch {
 		case err == nil && o.Status != http.StatusNotFound:
 			return o, nil
@@ -148,17 +196,22 @@ func (f *fetcher) upstream(ctx context.Context, t vhost.Target, uri string) (hls
 			missing = &o
 		case ctx.Err() != nil:
 			return hls.Object{}, ctx.Err()
+		case errors.Is(err, errLoop), errors.Is(err, errCircle):
+			loop = err
 		default:
 			failed = err
 		}
-		if f.edge.owners != nil {
-			f.edge.owners.Doubt(t.Key.String())
-		}
+		f.edge.doubt(t.Key.String())
 	}
-	if failed == nil && missing != nil {
+	switch {
+	case failed != nil:
+		return hls.Object{}, failed
+	case missing != nil:
 		return *missing, nil
+	case loop != nil:
+		return hls.Object{}, loop
 	}
-	return hls.Object{}, failed
+	return hls.Object{}, fmt.Errorf("fetch %s: %w: all upstreams were tried", uri, errLoop)
 }
 
 // candidates returns the HTTP addresses that may have a stream's files.
@@ -169,9 +222,13 @@ func (f *fetcher) candidates(ctx context.Context, t vhost.Target) ([]string, err
 		l, err := f.edge.owners.Lookup(ctx, t.Key.String())
 		switch {
 		case err == nil && l.Addr.HTTP != "":
+			f.owns(t.Key.String(), l.Addr.HTTP)
 			list = append(list, l.Addr.HTTP)
 		case errors.Is(err, discovery.ErrNotFound):
 			asked = errGone
+			if addr := f.owned(t); addr != "" {
+				list = append(list, addr)
+			}
 		case err != nil:
 			asked = err
 		}
@@ -191,9 +248,32 @@ func (f *fetcher) candidates(ctx context.Context, t vhost.Target) ([]string, err
 	return nil, err
 }
 
-func (f *fetcher) follow(ctx context.Context, addr, uri string, trail *trail) (hls.Object, error) {
+// owns remembers the owner of a stream.
+func (f *fetcher) owns(key, addr string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if _, known := f.owners[key]; !known && len(f.owners) >= maxOwners {
+		clear(f.owners)
+	}
+	f.owners[key] = owner{addr, time.Now()}
+}
+
+// owned returns the HTTP address of the last owner of a stream that has none any
+// more, while that may still have its playlist; else "".
+func (f *fetcher) owned(t vhost.Target) string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	o := f.owners[t.Key.String()]
+	if time.Since(o.at) > t.Vhost.Config.HLS.Linger {
+		delete(f.owners, t.Key.String())
+		return ""
+	}
+	return o.addr
+}
+
+func (f *fetcher) follow(ctx context.Context, t vhost.Target, addr, uri, via string, trail *trail) (hls.Object, error) {
 	for {
-		o, err := f.get(ctx, f.client, "http://"+addr+uri)
+		o, err := f.get(ctx, f.client, "http://"+addr+uri, via)
 		var redirect *errRedirect
 		if !errors.As(err, &redirect) {
 			if err != nil && ctx.Err() == nil {
@@ -201,9 +281,7 @@ func (f *fetcher) follow(ctx context.Context, addr, uri string, trail *trail) (h
 			}
 			return o, err
 		}
-		f.edge.metrics.redirects.Inc()
-		if err := trail.follow(redirect.to.Addr); err != nil {
-			f.edge.metrics.loops.Inc()
+		if err := f.edge.redirected(t.Key.String(), "http://"+addr, redirect.to, trail); err != nil {
 			return hls.Object{}, err
 		}
 		addr = redirect.to.Addr
@@ -212,13 +290,14 @@ func (f *fetcher) follow(ctx context.Context, addr, uri string, trail *trail) (h
 }
 
 // get fetches one file; a redirect is an *errRedirect.
-func (f *fetcher) get(ctx context.Context, c *http.Client, target string) (hls.Object, error) {
+func (f *fetcher) get(ctx context.Context, c *http.Client, target, via string) (hls.Object, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
 	if err != nil {
 		return hls.Object{}, err
 	}
 	req.Header.Set("User-Agent", "weir")
 	req.Header.Set(session.HeaderNode, f.edge.node)
+	req.Header.Set(session.HeaderVia, via)
 	resp, err := c.Do(req)
 	if err != nil {
 		return hls.Object{}, err
@@ -235,16 +314,20 @@ func (f *fetcher) get(ctx context.Context, c *http.Client, target string) (hls.O
 		return hls.Object{}, hls.ErrTooLarge
 	}
 	if resp.StatusCode >= 500 {
-		return hls.Object{}, fmt.Errorf("upstream answered %s: %.200s", resp.Status, strings.TrimSpace(string(body)))
+		return hls.Object{}, failure(resp, body)
 	}
 	return hls.NewObject(resp.StatusCode, resp.Header.Get("Content-Type"), resp.Header.Get("Cache-Control"), body), nil
 }
 
 // serveWorkerHLS serves a file to another worker, out of this worker's cache.
 func (e *Edge) serveWorkerHLS(w http.ResponseWriter, r *http.Request) {
-	o, err := e.cache.Get(r.Context(), r.FormValue("uri"))
+	o, err := e.fetcher.cached(r.Context(), r.FormValue("uri"), r.Header.Get(session.HeaderVia))
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusBadGateway)
+		text := err.Error()
+		if errors.Is(err, errCircle) {
+			text = circleText
+		}
+		http.Error(w, text, http.StatusBadGateway)
 		return
 	}
 	h := w.Header()

@@ -60,12 +60,22 @@ func Run(ctx context.Context, cfg Config, o NodeOptions) error {
 	rtmp, http := s.Addr(spec, listenRTMP), s.Addr(spec, listenHTTP)
 	o.Log.Info("edge listens", "rtmp", rtmp.String(), "http", http.String(), "workers", count)
 
-	g, ctx := errgroup.WithContext(ctx)
+	directory, err := openDirectory(cfg, rtmp, http, o.Log, set)
+	if err != nil {
+		return err
+	}
+	if directory != nil {
+		defer directory.Close()
+	}
 	var adminListener net.Listener
 	if cfg.Admin.Listen != "" {
 		if adminListener, err = node.Listen(ctx, "admin.listen", cfg.Admin.Listen); err != nil {
 			return err
 		}
+	}
+
+	g, ctx := errgroup.WithContext(ctx)
+	if adminListener != nil {
 		server := admin.New(admin.Options{
 			Config: cfg.Admin,
 			Node: admin.NodeInfo{
@@ -82,12 +92,7 @@ func Run(ctx context.Context, cfg Config, o NodeOptions) error {
 		})
 		g.Go(func() error { return server.Serve(ctx, adminListener) })
 	}
-	directory, err := openDirectory(cfg, rtmp, http, o.Log, set)
-	if err != nil {
-		return err
-	}
 	if directory != nil {
-		defer directory.Close()
 		me := self(cfg, rtmp, http)
 		g.Go(func() error {
 			return discovery.Announce(ctx, directory, cfg.Discovery.Heartbeat, func() discovery.Node {

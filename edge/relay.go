@@ -21,12 +21,12 @@ type relay struct {
 	edge   *Edge
 	key    string
 	target vhost.Target // of the first player: its query goes upstream
-	via    string
 	stream *stream.Stream
 	stop   context.CancelFunc
 	done   chan struct{} // closed when nothing of the relay is left
 
 	// Guarded by edge.mu.
+	via     string // nodes that the players' requests came through; empty once one is this node's own
 	players int
 	linger  *time.Timer // runs while there are no players
 
@@ -56,6 +56,9 @@ func (e *Edge) attach(t vhost.Target, via string) (*relay, error) {
 		}
 		e.relays[key] = r
 		e.running.Go(func() { r.run(ctx) })
+	}
+	if via == "" { // whatever a client claims to be must not decide for the others
+		r.via = ""
 	}
 	r.players++
 	if r.linger != nil {
@@ -106,7 +109,7 @@ func (r *relay) remove() {
 }
 
 // wait returns when the stream flows. Otherwise it fails after patience, but not
-// before one attempt was made.
+// before one attempt was made; at once if upstreams lead in a circle.
 func (r *relay) wait(ctx context.Context, patience time.Duration) error {
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
@@ -120,7 +123,7 @@ func (r *relay) wait(ctx context.Context, patience time.Duration) error {
 		if flowing {
 			return nil
 		}
-		if !patient && failed != nil {
+		if failed != nil && (!patient || errors.Is(failed, errCircle)) {
 			return failed
 		}
 		select {
@@ -173,6 +176,10 @@ func (r *relay) run(ctx context.Context) {
 // errEnded is the cause of the end of a relay's stream after upstream's.
 var errEnded = errors.New("the stream has ended")
 
+// settled is how long a source must last for the next one to be sought without a
+// pause: a broken upstream may take every pull and end it at once.
+const settled = time.Second
+
 // pull reads one source after the other into the log and returns why it stopped.
 func (r *relay) pull(ctx context.Context) error {
 	pub, err := r.stream.Publish()
@@ -182,43 +189,54 @@ func (r *relay) pull(ctx context.Context) error {
 	defer pub.Close()
 	cfg := r.edge.cfg.Pull
 	log := r.edge.log.With("stream", r.key)
-	pause := time.Duration(0)           // before the next attempt
-	lastFrame := time.Now()             // when the last frame came, or the relay began
-	var endedAt time.Time               // when upstream said that the stream has ended
-	trail := newTrail(cfg.MaxRedirects) // where this pull has been since the last frame
-	var next *vhost.Upstream            // a redirect that came after the pull had begun
+	pause := time.Duration(0) // before the next attempt
+	fed := time.Now()         // when the log last grew, or the relay began
+	var ended time.Time       // when upstream said that the stream has ended
+	trail := newTrail(cfg.MaxRedirects)
+	var next *vhost.Upstream // a redirect that came after the play had begun
 	for {
 		src, err := r.connect(ctx, trail, next)
 		next = nil
 		if err == nil {
-			pub.Resume()
-			frames, rerr := r.copy(ctx, pub, src)
-			err = rerr
-			if frames > 0 {
-				lastFrame, pause, endedAt = time.Now(), 0, time.Time{}
+			began, before := time.Now(), r.stream.Stats().TagsIn
+			err = r.copy(ctx, pub, src)
+			if r.stream.Stats().TagsIn > before { // something that the log did not have
+				fed, ended = time.Now(), time.Time{}
 				trail = newTrail(cfg.MaxRedirects)
+				if time.Since(began) >= settled {
+					pause = 0
+				}
 			}
 			var redirect *errRedirect
+			if errors.As(err, &redirect) {
+				if err = r.edge.redirected(r.key, src.from, redirect.to, trail); err == nil {
+					next = &redirect.to
+					continue
+				}
+			}
 			switch {
-			case errors.As(err, &redirect) && trail.follow(redirect.to.Addr) == nil:
-				r.edge.metrics.redirects.Inc()
-				log.Info("pull redirected", "from", src.from, "to", redirect.to.String())
-				next = &redirect.to
-				continue
-			case errors.Is(err, errMove): // to the worker that is to have it
+			case ctx.Err() != nil:
+			case errors.Is(err, errMove):
 				log.Info("pull moves to its worker", "from", src.from)
+				trail = newTrail(cfg.MaxRedirects)
 				continue
 			case errors.Is(err, io.EOF):
-				log.Info("upstream has ended the stream", "from", src.from, "frames", frames)
+				log.Info("upstream has ended the stream", "from", src.from)
 				r.edge.metrics.pullEnded(err)
 				if src.worker != noWorker || !r.hasPlayers() {
 					return errEnded // the worker has waited for a new beginning already; or nobody waits
 				}
-				endedAt = time.Now()
-			case ctx.Err() == nil:
-				log.Warn("pull lost", "from", src.from, "frames", frames, "err", err)
+				if ended.IsZero() {
+					ended = time.Now()
+				}
+			default:
+				log.Warn("pull lost", "from", src.from, "err", err)
 				r.edge.metrics.pullEnded(err)
+				if src.addr != "" {
+					r.edge.health.failed(src.addr)
+				}
 			}
+			r.edge.doubt(r.key)
 		}
 		if ctx.Err() != nil {
 			return errEnded
@@ -231,9 +249,9 @@ func (r *relay) pull(ctx context.Context) error {
 			if pause == 0 {
 				log.Info("pull failed", "err", err)
 			}
-		case !endedAt.IsZero() && errors.Is(err, errGone) && time.Since(endedAt) >= cfg.EndAfter:
+		case !ended.IsZero() && time.Since(ended) >= cfg.EndAfter:
 			return errEnded
-		case time.Since(lastFrame) > cfg.GiveUp:
+		case time.Since(fed) > cfg.GiveUp:
 			log.Warn("pull given up", "after", cfg.GiveUp.String(), "err", err)
 			return fmt.Errorf("no upstream for %v: %w", cfg.GiveUp, err)
 		default:
@@ -243,8 +261,8 @@ func (r *relay) pull(ctx context.Context) error {
 			return errEnded
 		}
 		pause = min(max(2*pause, cfg.RetryMin), cfg.RetryMax)
-		if !flowing && pause > cfg.RetryMin*4 {
-			pause = cfg.RetryMin * 4 // players look at an empty screen
+		if !flowing {
+			pause = min(pause, 4*cfg.RetryMin) // players look at an empty screen
 		}
 		trail = newTrail(cfg.MaxRedirects)
 	}
@@ -267,8 +285,11 @@ func rest(ctx context.Context, d time.Duration) bool {
 
 // toSession says a failure in the words of the door.
 func (r *relay) toSession(err error) error {
-	if errors.Is(err, errGone) || errors.Is(err, io.EOF) {
+	switch {
+	case errors.Is(err, errGone), errors.Is(err, io.EOF):
 		return session.ErrNotFound
+	case errors.Is(err, errCircle):
+		return circle(err)
 	}
 	return &session.Refusal{Code: session.Unavailable, Text: "No upstream can be reached for this stream.", Err: err}
 }
@@ -276,50 +297,67 @@ func (r *relay) toSession(err error) error {
 // connect finds a source: the worker of this node that pulls the stream, or, if
 // that is this one, an upstream.
 func (r *relay) connect(ctx context.Context, trail *trail, next *vhost.Upstream) (pulled, error) {
+	r.edge.mu.Lock()
+	via := r.via
+	r.edge.mu.Unlock()
 	if next != nil {
-		return r.edge.followUp(ctx, *next, r.target, r.via, trail)
+		return r.edge.followUp(ctx, *next, r.target, via, trail)
 	}
-	src, err := r.edge.siblings.pull(ctx, r.target, r.via)
+	src, err := r.edge.siblings.pull(ctx, r.target, via)
 	if !errors.Is(err, errOwnTurn) {
 		return src, err
 	}
-	return r.edge.pullUpstream(ctx, r.target, r.via, trail)
+	return r.edge.pullUpstream(ctx, r.target, via, trail)
 }
 
 // errMove ends a copy because another worker of the node is to pull the stream.
 var errMove = errors.New("another worker pulls this stream now")
 
-// copy appends what the source sends until it ends, and returns the number of
-// frames.
-func (r *relay) copy(ctx context.Context, pub *stream.Publisher, src pulled) (frames int, err error) {
+// copy appends what the source sends until it ends, and closes it.
+func (r *relay) copy(ctx context.Context, pub *stream.Publisher, src pulled) error {
 	stop := context.AfterFunc(ctx, func() { src.Close() })
 	defer func() {
 		stop()
 		src.Close()
 	}()
-	defer r.change(func() { r.from = "" })
 	moved := r.edge.siblings.watch(r.key, src.worker, func() { src.Close() })
 	defer moved.stop()
-	r.change(func() { r.from, r.epoch = src.from, src.epoch })
-	r.edge.log.Info("pull started", "stream", r.key, "from", src.from, "epoch", src.epoch)
-	r.edge.metrics.pulls.Inc()
-	defer r.edge.metrics.pulls.Dec()
-	for {
+	flowing, _, _ := r.state()
+	for first := true; ; first = false {
 		t, err := src.ReadTag()
 		if err != nil {
 			if moved.happened() {
 				err = errMove
 			}
-			return frames, err
+			return err
+		}
+		if first { // only now: an upstream may start a play just to redirect it
+			r.begin(pub, src)
+			defer r.over()
 		}
 		if err := pub.Append(t); err != nil {
-			return frames, err
+			return err
 		}
-		if frames++; frames == 1 {
-			r.edge.health.worked(src.addr)
-		}
-		if flowing, _, _ := r.state(); !flowing && r.stream.Joinable() {
+		if !flowing && r.stream.Joinable() {
+			flowing = true
 			r.change(func() { r.flowing, r.failed = true, nil })
 		}
 	}
+}
+
+// begin notes that a source has begun to send, and over that it has ended.
+func (r *relay) begin(pub *stream.Publisher, src pulled) {
+	e := r.edge
+	if r.stream.Stats().TagsIn > 0 {
+		pub.Resume() // the log may have what this source sends first
+	}
+	r.change(func() { r.from, r.epoch = src.from, src.epoch })
+	e.health.worked(src.addr)
+	e.metrics.pulls.Inc()
+	e.log.Info("pull started", "stream", r.key, "from", src.from, "epoch", src.epoch)
+}
+
+func (r *relay) over() {
+	r.change(func() { r.from = "" })
+	r.edge.metrics.pulls.Dec()
 }

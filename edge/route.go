@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -12,10 +13,10 @@ import (
 	"weir/internal/vhost"
 )
 
-// trail is where a pull has been since it last got a frame.
+// trail is where one attempt to find a stream has been.
 type trail struct {
 	visited   map[string]bool
-	redirects int
+	redirects int // in a row
 	max       int
 }
 
@@ -59,11 +60,12 @@ func tryAll[T any](ctx context.Context, e *Edge, t vhost.Target, trail *trail, t
 	if err != nil {
 		return none, err
 	}
-	var gone, failed error
+	var gone, failed, loop error
 	for _, up := range candidates {
 		if trail.visited[up.Addr] {
 			continue
 		}
+		trail.redirects = 0
 		got, err := try(ctx, up)
 		switch {
 		case err == nil:
@@ -72,20 +74,27 @@ func tryAll[T any](ctx context.Context, e *Edge, t vhost.Target, trail *trail, t
 			return none, ctx.Err()
 		case errors.Is(err, errGone):
 			gone = err
+		case errors.Is(err, errLoop), errors.Is(err, errCircle):
+			loop = err
 		default:
 			failed = err
 		}
-		if e.owners != nil {
-			e.owners.Doubt(t.Key.String())
+		e.doubt(t.Key.String())
+	}
+	for _, err := range []error{failed, gone, loop} {
+		if err != nil {
+			return none, err
 		}
 	}
-	switch {
-	case failed != nil:
-		return none, failed
-	case gone != nil:
-		return none, gone
-	}
 	return none, fmt.Errorf("%w: all upstreams were tried", errLoop)
+}
+
+// doubt has discovery asked anew for the owner of a stream that it was not got
+// from.
+func (e *Edge) doubt(key string) {
+	if e.owners != nil {
+		e.owners.Doubt(key)
+	}
 }
 
 // candidates returns the upstreams to be tried for a stream: its owner, if
@@ -146,10 +155,7 @@ func (e *Edge) followUp(ctx context.Context, up vhost.Upstream, t vhost.Target, 
 		case err == nil:
 			return p, nil
 		case errors.As(err, &redirect):
-			e.metrics.redirects.Inc()
-			e.log.Info("pull redirected", "stream", t.Key.String(), "from", up.String(), "to", redirect.to.String())
-			if err := trail.follow(redirect.to.Addr); err != nil {
-				e.metrics.loops.Inc()
+			if err := e.redirected(t.Key.String(), up.String(), redirect.to, trail); err != nil {
 				return pulled{}, err
 			}
 			up = redirect.to
@@ -161,6 +167,17 @@ func (e *Edge) followUp(ctx context.Context, up vhost.Upstream, t vhost.Target, 
 	}
 }
 
+// redirected counts a redirect and says whether it may be followed.
+func (e *Edge) redirected(key, from string, to vhost.Upstream, trail *trail) error {
+	e.metrics.redirects.Inc()
+	e.log.Info("upstream redirects", "stream", key, "from", from, "to", to.String())
+	err := trail.follow(to.Addr)
+	if err != nil {
+		e.metrics.loops.Inc()
+	}
+	return err
+}
+
 // nodeLister is a directory that lists its nodes.
 type nodeLister interface {
 	Nodes(ctx context.Context, q discovery.NodeQuery) ([]discovery.Node, string, error)
@@ -170,14 +187,22 @@ type nodeLister interface {
 // publisher, a different one first each time.
 func liveOrigins(d nodeLister) func(context.Context) ([]discovery.Node, error) {
 	var turn atomic.Uint64
+	var mu sync.Mutex
+	var known []discovery.Node // guarded by mu; the last answer, for when discovery is away
 	return func(ctx context.Context) ([]discovery.Node, error) {
 		nodes, _, err := d.Nodes(ctx, discovery.NodeQuery{Role: discovery.RoleOrigin})
-		if err != nil {
-			return nil, err
-		}
 		nodes = slices.DeleteFunc(nodes, func(n discovery.Node) bool {
 			return n.State != discovery.StateUp || n.Addr.RTMP == ""
 		})
+		mu.Lock()
+		if err == nil {
+			known = nodes
+		}
+		nodes = known
+		mu.Unlock()
+		if len(nodes) == 0 {
+			return nil, err
+		}
 		if len(nodes) > 1 {
 			k := int((turn.Add(1) - 1) % uint64(len(nodes)))
 			nodes = append(nodes[k:len(nodes):len(nodes)], nodes[:k]...)
@@ -206,9 +231,7 @@ func (e *Edge) publishCandidates(ctx context.Context, t vhost.Target) ([]vhost.U
 				list = append(list, up)
 			}
 		}
-		slices.SortStableFunc(list, func(a, b vhost.Upstream) int {
-			return e.health.ejectedFor(a.Addr) - e.health.ejectedFor(b.Addr)
-		})
+		e.health.sort(list)
 	}
 	if len(list) == 0 {
 		if err == nil || errors.Is(err, errGone) {

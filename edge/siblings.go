@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/url"
 	"slices"
@@ -25,7 +26,7 @@ type siblings struct {
 	index, count int
 	dial         func(ctx context.Context, index int) (net.Conn, error)
 	stop         context.CancelFunc
-	done         chan struct{}
+	looking      sync.WaitGroup
 
 	mu      sync.Mutex
 	watches map[*watch]struct{} // guarded by mu
@@ -37,20 +38,19 @@ const lookEvery = 500 * time.Millisecond
 func newSiblings(e *Edge, o Options) *siblings {
 	s := &siblings{
 		edge: e, index: o.Index, count: max(o.Count, 1), dial: o.DialSibling,
-		done: make(chan struct{}), watches: map[*watch]struct{}{},
+		watches: map[*watch]struct{}{},
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop
-	go func() {
-		defer close(s.done)
-		s.look(ctx)
-	}()
+	if s.count > 1 {
+		s.looking.Go(func() { s.look(ctx) })
+	}
 	return s
 }
 
 func (s *siblings) close() {
 	s.stop()
-	<-s.done
+	s.looking.Wait()
 }
 
 // order returns the workers in the order in which they are to pull a stream.
@@ -80,19 +80,22 @@ func (s *siblings) pull(ctx context.Context, t vhost.Target, via string) (pulled
 		if i == s.index {
 			return pulled{}, errOwnTurn
 		}
-		conn, err := s.dial(ctx, i)
-		if err != nil { // its socket goes with the process: it is dead
+		if !s.lives(ctx, i) {
 			continue
 		}
 		q := url.Values{"key": {t.Key.String()}, "query": {t.Query}}
-		src, h, err := requestFLV(ctx, func(context.Context) (net.Conn, error) { return conn, nil }, flvRequest{
+		src, h, err := requestFLV(ctx, func(ctx context.Context) (net.Conn, error) { return s.dial(ctx, i) }, flvRequest{
 			url:     "http://worker" + session.WorkerFLVPath + "?" + q.Encode(),
 			node:    s.edge.node,
 			via:     via,
 			answer:  s.edge.cfg.Play.WaitPublisher + s.edge.cfg.Pull.ConnectTimeout + 5*time.Second,
-			silence: workerSilence,
+			silence: s.silence(),
 		})
-		if err != nil {
+		switch {
+		case err == nil:
+		case ctx.Err() == nil && !s.lives(ctx, i): // it died meanwhile
+			continue
+		default:
 			return pulled{}, err
 		}
 		epoch, _ := strconv.ParseUint(h.Get(session.HeaderEpoch), 10, 64)
@@ -101,9 +104,13 @@ func (s *siblings) pull(ctx context.Context, t vhost.Target, via string) (pulled
 	return pulled{}, errOwnTurn
 }
 
-// workerSilence is how long a worker may send nothing: it minds its upstream's
-// silence itself, and its death closes the connection.
-const workerSilence = time.Hour
+// silence is how long a worker may send nothing: somewhat longer than it takes
+// to give up an upstream, after which it says so. Its death closes the
+// connection at once.
+func (s *siblings) silence() time.Duration {
+	c := s.edge.cfg.Pull
+	return c.ReadTimeout + c.GiveUp + c.RetryMax + 5*c.ConnectTimeout
+}
 
 // watch waits for a worker that comes before the present source in a stream's
 // order.
@@ -164,13 +171,28 @@ func (s *siblings) look(ctx context.Context) {
 	}
 }
 
+// aliveWithin is how long a living worker takes at most to answer anything.
+const aliveWithin = time.Second
+
+// lives reports whether a worker answers. That it can be connected to is not
+// enough: the kernel accepts for a process that hangs.
 func (s *siblings) lives(ctx context.Context, i int) bool {
+	ctx, cancel := context.WithTimeout(ctx, aliveWithin)
+	defer cancel()
 	conn, err := s.dial(ctx, i)
-	if err != nil {
+	if err != nil { // its socket goes with the process: it is dead
 		return false
 	}
-	conn.Close()
-	return true
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	// Without a key this asks for nothing; any answer will do.
+	if _, err := io.WriteString(conn, "GET "+session.WorkerFLVPath+" HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n"); err != nil {
+		return false
+	}
+	var b [1]byte
+	_, err = io.ReadFull(conn, b[:])
+	return err == nil
 }
 
 // tell acts on all watches that wait for worker i.

@@ -101,8 +101,12 @@ func rtmpError(err error) error {
 		return &errRedirect{to: vhost.Upstream{Scheme: "rtmp", Addr: r.Addr}}
 	}
 	var s *rtmp.StatusError
-	if errors.As(err, &s) && s.Code == rtmp.CodePlayNotFound {
+	switch {
+	case !errors.As(err, &s):
+	case s.Code == rtmp.CodePlayNotFound:
 		return fmt.Errorf("%w: %s", errGone, s.Description)
+	case s.Description == circleText:
+		return fmt.Errorf("%w: %w", errCircle, err)
 	}
 	return err
 }
@@ -117,7 +121,7 @@ func (e *Edge) dialFLV(ctx context.Context, up vhost.Upstream, t vhost.Target, v
 		url:     (&url.URL{Scheme: "http", Host: up.Addr, Path: "/" + t.Key.Path() + ".flv", RawQuery: t.KeptQuery()}).String(),
 		node:    e.node,
 		via:     via,
-		answer:  e.cfg.Pull.ConnectTimeout + e.cfg.Play.WaitPublisher,
+		answer:  e.cfg.Pull.ConnectTimeout,
 		silence: e.cfg.Pull.ReadTimeout,
 	})
 	if err != nil {
@@ -203,8 +207,20 @@ func flvStatus(resp *http.Response) error {
 	case http.StatusNotFound:
 		return errGone
 	}
-	text, _ := io.ReadAll(io.LimitReader(resp.Body, 256))
-	return fmt.Errorf("upstream answered %s: %s", resp.Status, strings.TrimSpace(string(text)))
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxWords))
+	return failure(resp, body)
+}
+
+// maxWords is how much of an upstream's words goes into an error, in bytes.
+const maxWords = 256
+
+// failure returns what an upstream said that did not give what was asked for.
+func failure(resp *http.Response, body []byte) error {
+	text := strings.TrimSpace(string(body[:min(len(body), maxWords)]))
+	if strings.HasPrefix(text, circleText) {
+		return fmt.Errorf("%w: upstream answered %s: %s", errCircle, resp.Status, text)
+	}
+	return fmt.Errorf("upstream answered %s: %s", resp.Status, text)
 }
 
 // ReadTag returns the next tag; io.EOF only after the mark that a weir node ends

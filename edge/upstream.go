@@ -65,9 +65,7 @@ func (u *upstreams) pick(ctx context.Context, key string) ([]vhost.Upstream, err
 		n := int((u.turn.Add(1) - 1) % uint64(len(all)))
 		all = append(all[n:len(all):len(all)], all[:n]...)
 	}
-	slices.SortStableFunc(all, func(a, b vhost.Upstream) int {
-		return u.health.ejectedFor(a.Addr) - u.health.ejectedFor(b.Addr)
-	})
+	u.health.sort(all)
 	return all, nil
 }
 
@@ -110,6 +108,16 @@ func (h *health) worked(addr string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.until, addr)
+}
+
+// sort puts the ejected ones last, the one that comes back first before the
+// others; else it keeps the order.
+func (h *health) sort(all []vhost.Upstream) {
+	ejected := make(map[string]int, len(all))
+	for _, up := range all {
+		ejected[up.Addr] = h.ejectedFor(up.Addr)
+	}
+	slices.SortStableFunc(all, func(a, b vhost.Upstream) int { return ejected[a.Addr] - ejected[b.Addr] })
 }
 
 // ejectedFor returns how many milliseconds an address stays ejected, at least 1

@@ -15,7 +15,7 @@ import (
 )
 
 func benchCommand() *cli.Command {
-	d := bench.DefaultConfig()
+	d, limit := bench.DefaultConfig(), bench.DefaultLimit()
 	return &cli.Command{
 		Name:  "bench",
 		Usage: "load a server with players and measure what they get and what they cost",
@@ -36,6 +36,18 @@ func benchCommand() *cli.Command {
 			&cli.Float64Flag{Name: "ramp", Value: d.Ramp, Usage: "`N` players join per second"},
 			&cli.DurationFlag{Name: "settle", Value: d.Settle, Usage: "`TIME` between the last join and the measurement"},
 			&cli.DurationFlag{Name: "duration", Value: d.Duration, Usage: "measure for `TIME`"},
+			&cli.IntFlag{Name: "slow", Usage: "measure a second time with `K` players beside the others that read at --slow-rate"},
+			&cli.StringFlag{Name: "slow-rate", Value: "64k", Usage: "`BITS` per second that slow players read"},
+			&cli.IntFlag{Name: "stalled", Usage: "and with `K` players that read nothing"},
+			&cli.IntFlag{Name: "crowd", Usage: "then a flash crowd of `N` players joins beside the others"},
+			&cli.DurationFlag{Name: "crowd-time", Value: d.CrowdTime, Usage: "the crowd joins within `TIME`"},
+			&cli.BoolFlag{Name: "find-capacity", Usage: "add players in steps, from --players on, until a limit breaks"},
+			&cli.DurationFlag{Name: "limit-p99", Value: limit.P99, Usage: "longest delay of 99 of 100 frames; 0 is any"},
+			&cli.StringFlag{Name: "limit-slow", Value: "1%", Usage: "largest `SHARE` of players with less than 95% of the stream"},
+			&cli.Float64Flag{Name: "growth", Value: limit.Growth, Usage: "players of a step against those of the one before"},
+			&cli.IntFlag{Name: "threads", Usage: "load threads; 0 is one per 5000 players, at most one per core"},
+			&cli.StringFlag{Name: "admin", Usage: "measure the processes of the node whose admin interface is `http://HOST:PORT`"},
+			&cli.StringFlag{Name: "admin-token", Usage: "its `TOKEN`", EnvVars: []string{"WEIR_ADMIN_TOKEN"}},
 			&cli.StringFlag{Name: "pid", Usage: "measure processor and memory of the processes `PID[,PID...]`"},
 			&cli.BoolFlag{Name: "floor", Usage: "then measure a bare loop of sends beside it, and give the ratio"},
 			&cli.StringFlag{Name: "floor-interval", Value: "40ms,120ms,350ms", Usage: "the bare loop sends every `TIME[,TIME...]`"},
@@ -69,6 +81,25 @@ func benchConfig(c *cli.Context) (bench.Config, error) {
 	}
 	if cfg.PIDs, err = pids(c.String("pid")); err != nil {
 		return cfg, usage("--pid: %w", err)
+	}
+	if admin := c.String("admin"); admin != "" {
+		more, err := bench.NodePIDs(c.Context, admin, c.String("admin-token"))
+		if err != nil {
+			return cfg, benchFailure(admin, err)
+		}
+		cfg.PIDs = append(cfg.PIDs, more...)
+	}
+	cfg.Slow, cfg.Stalled = c.Int("slow"), c.Int("stalled")
+	if cfg.SlowRate, err = bitRate(c.String("slow-rate")); err != nil {
+		return cfg, usage("--slow-rate: %w", err)
+	}
+	cfg.Crowd, cfg.CrowdTime, cfg.Loops = c.Int("crowd"), c.Duration("crowd-time"), c.Int("threads")
+	if c.Bool("find-capacity") {
+		share, err := percent(c.String("limit-slow"))
+		if err != nil {
+			return cfg, usage("--limit-slow: %w", err)
+		}
+		cfg.Limit = &bench.Limit{P99: c.Duration("limit-p99"), Slow: share, Growth: c.Float64("growth")}
 	}
 	if c.Bool("floor") {
 		for _, field := range strings.Split(c.String("floor-interval"), ",") {
@@ -114,6 +145,19 @@ func bitRate(s string) (int64, error) {
 	return int64(n * factor), nil
 }
 
+// percent reads a share as 1% or 0.01.
+func percent(s string) (float64, error) {
+	digits, isPercent := strings.CutSuffix(s, "%")
+	n, err := strconv.ParseFloat(digits, 64)
+	if isPercent {
+		n /= 100
+	}
+	if err != nil || !(n >= 0 && n <= 1) {
+		return 0, fmt.Errorf("%q is no share: want 1%% or 0.01", s)
+	}
+	return n, nil
+}
+
 func pids(s string) ([]int, error) {
 	var list []int
 	for _, field := range strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' }) {
@@ -132,15 +176,11 @@ func runBench(c *cli.Context, cfg bench.Config) error {
 	cfg.Progress = func(p bench.Progress) { show.line("%s", p) }
 	begun := time.Now()
 	report, err := bench.Run(c.Context, cfg)
-	switch {
-	case errors.Is(err, bench.ErrForeign):
-		return usage("%w; a load tool is for your own servers: say so with --i-own-this-target", err)
-	case errors.Is(err, bench.ErrUsage):
-		return fail(exitUsage, err)
-	case err != nil && c.Context.Err() != nil:
-		return errors.New("interrupted")
-	case err != nil:
-		return connectFailure(cfg.Publish, err)
+	if err != nil {
+		if c.Context.Err() != nil {
+			return errors.New("interrupted: nothing was measured")
+		}
+		return benchFailure(cfg.Publish, err)
 	}
 	show.end("done in %s", time.Since(begun).Round(time.Second))
 	if name := c.String("json"); name != "" {
@@ -158,4 +198,17 @@ func runBench(c *cli.Context, cfg bench.Config) error {
 		}
 	}
 	return report.Write(c.App.Writer)
+}
+
+// benchFailure gives an error its exit code.
+func benchFailure(url string, err error) error {
+	switch {
+	case errors.Is(err, bench.ErrForeign):
+		return usage("%w; load only servers that are yours, and say so with --i-own-this-target", err)
+	case errors.Is(err, bench.ErrUsage):
+		return fail(exitUsage, err)
+	case errors.Is(err, bench.ErrLost):
+		return fail(exitLost, err)
+	}
+	return connectFailure(url, err)
 }

@@ -71,6 +71,9 @@ type Config struct {
 	Crowd     int
 	CrowdTime time.Duration
 
+	// Limit, if not nil, has players added until it breaks.
+	Limit *Limit
+
 	// PIDs are the processes of the server under test; none means that its cost
 	// is not measured.
 	PIDs []int
@@ -143,14 +146,24 @@ func (c *Config) Validate() error {
 	wrong(c.Slow < 0 || c.Stalled < 0 || c.Crowd < 0, "slow, stalled, crowd: must not be negative")
 	wrong(c.Slow > 0 && (c.SlowRate < 8_000 || c.SlowRate > 1e9), "slow rate: %d bit/s is not between 8k and 1G", c.SlowRate)
 	wrong(c.Crowd > 0 && c.CrowdTime < 100*time.Millisecond, "crowd time: %v is less than 100ms", c.CrowdTime)
+	if c.Limit != nil {
+		if err := c.Limit.Validate(); err != nil {
+			errs = append(errs, err)
+		}
+		wrong(c.Players < 1, "players: the search for the capacity begins with at least one")
+		wrong(c.Slow+c.Stalled+c.Crowd > 0 || len(c.Floor) > 0, "the search for the capacity goes with no slow players, crowd or floor")
+	}
+	wrong(c.Probes == 0 && c.Limit != nil && c.Limit.P99 > 0, "probes: a limit of the delay needs some")
 	wrong(strings.ContainsAny(c.Name, "/?# ") || c.Name == "", "name: %q is no name of a stream", c.Name)
 	wrong(len(c.Floor) > 0 && len(c.FloorCommand) == 0, "floor: no command for it")
 	for _, d := range c.Floor {
 		wrong(d < time.Millisecond || d > 10*time.Second, "floor interval: %v is not between 1ms and 10s", d)
 	}
 	wrong(len(c.Floor) > 0 && c.FloorTime < time.Second, "floor time: %v is less than 1s", c.FloorTime)
-	if _, err := c.targets(); err != nil {
+	if t, err := c.targets(); err != nil {
 		errs = append(errs, err)
+	} else {
+		wrong(t.protocol == HLS && (c.Slow+c.Stalled+c.Crowd > 0 || c.Limit != nil), "HLS goes with no slow players, crowd or search for the capacity")
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("%w: %w", ErrUsage, err)

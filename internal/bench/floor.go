@@ -251,7 +251,7 @@ func (r *run) measureFloor(ctx context.Context) error {
 	}
 	n := r.cfg.Players
 	for i := range n {
-		r.loops[i%len(r.loops)].add(&player{raw: true})
+		r.loops[i%len(r.loops)].add(&player{kind: ofFloor})
 	}
 	if _, err := p.ask("accept %d", n); err != nil {
 		return err

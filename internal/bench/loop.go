@@ -25,10 +25,10 @@ type player struct {
 	// Static.
 	stream  int
 	request []byte // written once the connection stands
-	crowd   bool   // joins with the flash crowd
-	raw     bool   // of the bare loop: no request, no stream, just bytes
+	kind    playerKind
 
 	// Owned by the loop.
+	place   int // number in the loop
 	fd      int
 	state   playerState
 	begun   time.Duration // when the connect began
@@ -38,9 +38,20 @@ type player struct {
 	marked  bool          // from is valid
 	bytes   uint64        // all that came
 	counted uint64        // what came behind the first key frame
+	before  uint64        // bytes at the beginning of the window
 	headers headerSet
 	err     error // why it failed or was closed
 }
+
+// playerKind is why a player is there.
+type playerKind uint8
+
+const (
+	ofRun   playerKind = iota // one of Config.Players
+	ofCrowd                   // joins with the flash crowd
+	stalled                   // asks for a stream and reads nothing
+	ofFloor                   // of the bare loop: no request, no stream, just bytes
+)
 
 type playerState uint8
 
@@ -68,7 +79,7 @@ type loop struct {
 
 	mu      sync.Mutex // held during a round
 	players []*player  // guarded by mu; a player's number is its place
-	fresh   []int      // guarded by mu; numbers of players to connect
+	fresh   []*player  // guarded by mu; to connect
 	closed  bool       // guarded by mu
 }
 
@@ -88,10 +99,14 @@ func (l *loop) add(players ...*player) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, p := range players {
-		p.fd = -1
-		l.fresh = append(l.fresh, len(l.players))
-		l.players = append(l.players, p)
+		l.enter(p)
+		l.fresh = append(l.fresh, p)
 	}
+}
+
+func (l *loop) enter(p *player) {
+	p.fd, p.place = -1, len(l.players)
+	l.players = append(l.players, p)
 }
 
 // run serves the players until ctx ends, and then closes all connections. It
@@ -131,8 +146,8 @@ func (l *loop) close() {
 func (l *loop) round() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, i := range l.fresh {
-		l.connect(i)
+	for _, p := range l.fresh {
+		l.connect(p)
 	}
 	l.fresh = l.fresh[:0]
 	for {
@@ -143,7 +158,7 @@ func (l *loop) round() {
 			return // EINTR: the next round goes on
 		}
 		for _, e := range l.events[:n] {
-			l.serve(l.players[e.Fd])
+			l.serve(l.players[e.Fd], e.Events)
 		}
 		if int(n) < len(l.events) {
 			return
@@ -152,28 +167,57 @@ func (l *loop) round() {
 }
 
 // connect starts a player.
-func (l *loop) connect(i int) {
-	p := l.players[i]
+func (l *loop) connect(p *player) {
 	p.begun = l.clock.now()
 	p.state = playerConnecting
-	fd, err := dialNonblocking(l.target, l.sources, i)
+	window := 0
+	if p.kind == stalled {
+		window = slowWindow
+	}
+	fd, err := dialNonblocking(l.target, l.sources, p.place, window)
 	if err != nil {
 		p.state, p.err = playerFailed, err
 		return
 	}
 	p.fd = fd
-	event := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | epollET, Fd: int32(i)}
-	if err := unix.EpollCtl(l.epoll, unix.EPOLL_CTL_ADD, fd, &event); err != nil {
-		l.end(p, playerFailed, fmt.Errorf("watch connection: %w", err))
+	if err := l.watch(p); err != nil {
+		l.end(p, playerFailed, err)
 	}
+}
+
+// watch has epoll report what happens to a player.
+func (l *loop) watch(p *player) error {
+	event := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLRDHUP | epollET, Fd: int32(p.place)}
+	if p.state == playerConnecting {
+		event.Events |= unix.EPOLLOUT
+	}
+	if err := unix.EpollCtl(l.epoll, unix.EPOLL_CTL_ADD, p.fd, &event); err != nil {
+		return fmt.Errorf("watch connection: %w", err)
+	}
+	return nil
 }
 
 // epollET is EPOLLET as the type of Events has it.
 const epollET = 1 << 31
 
+// slowWindow is the receive buffer of slow and stalled players in bytes, so that
+// the server notices them soon.
+const slowWindow = 64 << 10
+
+// prepareSocket sets the options of a player's socket; without any of them it
+// works as well, but less well.
+func prepareSocket(fd, window int) {
+	// The port is chosen by connect, which knows that only the pair must be free.
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	if window > 0 {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, window)
+	}
+}
+
 // dialNonblocking begins a connect. i spreads the connections over the source
 // addresses, so that their ports last.
-func dialNonblocking(target netip.AddrPort, sources []netip.Addr, i int) (int, error) {
+func dialNonblocking(target netip.AddrPort, sources []netip.Addr, i, window int) (int, error) {
 	family := unix.AF_INET
 	if target.Addr().Is6() {
 		family = unix.AF_INET6
@@ -184,16 +228,14 @@ func dialNonblocking(target netip.AddrPort, sources []netip.Addr, i int) (int, e
 		if err != nil {
 			return -1, fmt.Errorf("make socket: %w", err)
 		}
+		prepareSocket(fd, window)
 		if len(sources) > 0 {
-			// The port is chosen by connect, which knows that only the pair must be free.
-			_ = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
 			source := sources[(i+try)%len(sources)]
 			if err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(source, 0))); err != nil {
 				unix.Close(fd)
 				return -1, fmt.Errorf("bind to %v: %w", source, err)
 			}
 		}
-		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 		err = unix.Connect(fd, sockaddr(target))
 		if err == nil || errors.Is(err, unix.EINPROGRESS) {
 			return fd, nil
@@ -223,11 +265,17 @@ func (l *loop) end(p *player, s playerState, err error) {
 }
 
 // serve takes all that there is to read of one player.
-func (l *loop) serve(p *player) {
+func (l *loop) serve(p *player, events uint32) {
 	if p.fd < 0 {
 		return
 	}
 	if p.state == playerConnecting && !l.request(p) {
+		return
+	}
+	if p.kind == stalled {
+		if events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+			l.end(p, playerClosed, nil)
+		}
 		return
 	}
 	for p.fd >= 0 {
@@ -279,7 +327,7 @@ func (l *loop) request(p *player) bool {
 		l.end(p, playerFailed, fmt.Errorf("connect: %w", err))
 		return false
 	}
-	if p.raw {
+	if p.kind == ofFloor {
 		p.state = playerPlaying
 		p.firstKF = l.clock.now() - p.begun
 		return true
@@ -296,6 +344,9 @@ func (l *loop) request(p *player) bool {
 		return false
 	}
 	p.state = playerJoining
+	if p.kind == stalled {
+		p.state = playerPlaying
+	}
 	return true
 }
 
@@ -326,6 +377,9 @@ func (l *loop) count() count {
 	defer l.mu.Unlock()
 	var c count
 	for _, p := range l.players {
+		if p.kind == stalled {
+			continue // nothing is expected of them
+		}
 		c.bytes += p.bytes
 		switch p.state {
 		case playerNew, playerConnecting, playerJoining:

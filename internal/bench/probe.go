@@ -39,66 +39,82 @@ type probe struct {
 
 // sight is what a probe has seen.
 type sight struct {
-	begun     time.Duration // when it asked for the stream
-	firstKF   time.Duration // from then to the first key frame
-	from      uint32        // number of that one
-	headers   headerSet     // that came before it
-	bytes     uint64        // of tags behind it
-	frames    uint64
-	gaps      int // holes in the numbers of a kind
-	lost      int // frames that are missing in them
-	torn      int // holes in the video that do not end with a key frame
-	disorder  int // frames older than one before them
-	foreign   int // frames without a mark, or of another stream
-	delays    histogram
-	crowd     histogram // the same while a crowd joins
-	playing   bool
-	ended     error
-	next      [2]uint32
-	known     [2]bool
-	keyWanted bool
+	begun    time.Duration // when it asked for the stream
+	firstKF  time.Duration // from then to the first key frame
+	from     uint32        // number of that one
+	headers  headerSet     // that came before it
+	bytes    uint64        // of tags behind it
+	frames   uint64
+	gaps     int         // holes in the numbers of a kind
+	lost     int         // frames that are missing in them
+	torn     int         // holes in the video that do not end with a key frame
+	disorder int         // frames older than one before them
+	foreign  int         // frames without a mark, or of another stream
+	delays   []histogram // by phase
+	playing  bool
+	ended    error         // why the server or the connection ended it
+	lasted   time.Duration // from begun to then
+	next     [2]uint32
+	known    [2]bool
 }
 
-// phase says which delays are counted.
-type phase struct {
+// phases are the times of which delays are counted, one after the other. Safe
+// for concurrent use.
+type phases struct {
 	mu sync.Mutex
-	// Guarded by mu: frames that were sent in [from, to) count; to is 0 while it
-	// is open.
-	window, crowd span
+	// Guarded by mu: frames that were sent in [from, to) count; to is 0 while a
+	// phase lasts.
+	spans []span
 }
 
 type span struct{ from, to time.Duration }
 
-func (s span) has(t time.Duration) bool {
-	return s.from != 0 && t >= s.from && (s.to == 0 || t < s.to)
-}
-
-func (p *phase) set(f func(p *phase)) {
+// begin starts a phase and returns its number.
+func (p *phases) begin(now time.Duration) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	f(p)
+	p.spans = append(p.spans, span{from: now})
+	return len(p.spans) - 1
 }
 
-func (p *phase) of(t time.Duration) (window, crowd bool) {
+// end ends the last phase.
+func (p *phases) end(now time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.window.has(t), p.crowd.has(t)
+	p.spans[len(p.spans)-1].to = now
+}
+
+// of returns the phase that a frame counts for by the time when it was sent.
+func (p *phases) of(t time.Duration) (int, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i := len(p.spans) - 1; i >= 0; i-- {
+		if s := p.spans[i]; t >= s.from {
+			return i, s.to == 0 || t < s.to
+		}
+	}
+	return 0, false
 }
 
 // run plays until ctx ends or the server closes the connection.
-func (p *probe) run(ctx context.Context, ph *phase) {
+func (p *probe) run(ctx context.Context, ph *phases) {
 	p.mu.Lock()
 	p.seen.begun = p.clock.now()
 	p.mu.Unlock()
 	err := p.play(ctx, ph)
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	if ctx.Err() == nil {
-		p.seen.ended = err
+		p.finish(err)
 	}
 }
 
-func (p *probe) play(ctx context.Context, ph *phase) error {
+// finish notes why the stream ended.
+func (p *probe) finish(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.seen.ended, p.seen.lasted = err, p.clock.now()-p.seen.begun
+}
+
+func (p *probe) play(ctx context.Context, ph *phases) error {
 	src, err := p.open(ctx)
 	if err != nil {
 		return err
@@ -119,7 +135,7 @@ func (p *probe) play(ctx context.Context, ph *phase) error {
 }
 
 // look judges one tag.
-func (p *probe) look(t media.Tag, ph *phase) {
+func (p *probe) look(t media.Tag, ph *phases) {
 	now := p.clock.now()
 	info := media.Sniff(t.Kind(), t.Body())
 	p.mu.Lock()
@@ -127,45 +143,57 @@ func (p *probe) look(t media.Tag, ph *phase) {
 	s := &p.seen
 	if info.IsHeader() {
 		if !s.playing {
-			s.headers |= map[media.Kind]headerSet{media.Data: hasMetadata, media.Video: hasVideoHeader, media.Audio: hasAudioHeader}[t.Kind()]
+			s.headers |= headerOf(t.Kind(), info)
 		}
 		return
 	}
-	k := 0
-	switch t.Kind() {
-	case media.Data:
+	if t.Kind() == media.Data {
 		return
-	case media.Video:
-		k = 1
 	}
 	m, ok := findMark(t.Body())
-	if ok && m.Run != p.id && !s.playing {
-		return // left from an earlier run
-	}
-	if !ok || m.Run != p.id || m.Stream != uint32(p.stream) {
-		s.foreign++
-		return
-	}
-	if s.playing {
+	if s.playing && ok && m.Run == p.id {
 		s.bytes += uint64(len(t))
-		s.frames++
 	}
-	if !s.playing && info.IsKeyFrame() {
+	if !s.playing && ok && m.Run == p.id && info.IsKeyFrame() {
 		s.playing = true
 		s.firstKF = now - s.begun
 		s.from = m.Seq
 	}
-	s.order(k, m.Seq, info.IsKeyFrame())
+	p.judge(t.Kind(), m, ok, info.IsKeyFrame(), now, ph)
+}
+
+// frame judges one frame of which only the mark is known.
+func (p *probe) frame(k media.Kind, m mark, marked, key bool, now time.Duration, ph *phases) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.judge(k, m, marked, key, now, ph)
+}
+
+// judge is frame for who holds the lock.
+func (p *probe) judge(k media.Kind, m mark, marked, key bool, now time.Duration, ph *phases) {
+	s := &p.seen
+	if marked && m.Run != p.id && s.frames == 0 {
+		return // left from an earlier run
+	}
+	if !marked || m.Run != p.id || m.Stream != uint32(p.stream) {
+		s.foreign++
+		return
+	}
+	s.frames++
+	i := 0
+	if k == media.Video {
+		i = 1
+	}
+	s.order(i, m.Seq, key)
 	// The frames that a player gets to begin with are from before its request.
 	if m.Sent < s.begun {
 		return
 	}
-	window, crowd := ph.of(m.Sent)
-	if window {
-		s.delays.add(now - m.Sent)
-	}
-	if crowd {
-		s.crowd.add(now - m.Sent)
+	if i, ok := ph.of(m.Sent); ok {
+		for len(s.delays) <= i {
+			s.delays = append(s.delays, histogram{})
+		}
+		s.delays[i].add(now - m.Sent)
 	}
 }
 
@@ -188,13 +216,22 @@ func (s *sight) order(k int, seq uint32, key bool) {
 	s.next[k] = seq + 1
 }
 
+// state says whether the probe plays, and why it does not any more.
+func (p *probe) state() (playing bool, ended error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.seen.playing, p.seen.ended
+}
+
 // snapshot returns what was seen so far.
 func (p *probe) snapshot() sight {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := p.seen
-	s.delays.counts = append([]uint64(nil), s.delays.counts...)
-	s.crowd.counts = append([]uint64(nil), s.crowd.counts...)
+	s.delays = make([]histogram, len(p.seen.delays))
+	for i := range s.delays {
+		s.delays[i].merge(&p.seen.delays[i])
+	}
 	return s
 }
 

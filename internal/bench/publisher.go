@@ -14,6 +14,9 @@ import (
 // maxRedirects is how many redirects a publisher follows.
 const maxRedirects = 3
 
+// ErrLost marks the loss of a publisher's connection while it published.
+var ErrLost = errors.New("publisher was cut")
+
 // publisher publishes one stream.
 type publisher struct {
 	// Static.
@@ -60,7 +63,7 @@ func (p *publisher) connect(ctx context.Context) (*rtmp.Client, error) {
 func (p *publisher) run(ctx context.Context, c *rtmp.Client) error {
 	defer c.Close()
 	if err := c.WriteTags(p.headers...); err != nil {
-		return fmt.Errorf("publish %s: %w", p.url, err)
+		return p.lost(err)
 	}
 	var video, audio uint32
 	begin := time.Now()
@@ -79,7 +82,7 @@ func (p *publisher) run(ctx context.Context, c *rtmp.Client) error {
 			_ = c.Unpublish() // the connection may be gone: nothing depends on it
 			return nil
 		case <-c.Done():
-			return fmt.Errorf("publish %s: %w", p.url, c.Err())
+			return p.lost(c.Err())
 		}
 		if p.halted.Load() {
 			begin = begin.Add(time.Second / time.Duration(p.form.FPS))
@@ -108,7 +111,11 @@ func (p *publisher) run(ctx context.Context, c *rtmp.Client) error {
 			if ctx.Err() != nil {
 				return nil
 			}
-			return fmt.Errorf("publish %s: %w", p.url, err)
+			return p.lost(err)
 		}
 	}
+}
+
+func (p *publisher) lost(err error) error {
+	return fmt.Errorf("publish %s: %w: %w", p.url, ErrLost, err)
 }

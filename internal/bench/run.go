@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,24 +20,29 @@ import (
 // run is one run of the tool.
 type run struct {
 	// Static.
-	cfg     Config
-	t       targets
-	addr    netip.AddrPort // where players connect
-	sources []netip.Addr
-	clock   clock
-	id      uint32 // of this run, in its marks
-	lines   []*timeline
-	loops   []*loop
-	server  processes
+	cfg    Config
+	t      targets
+	clock  clock
+	id     uint32 // of this run, in its marks
+	server processes
 
+	running    sync.WaitGroup // publishers, loops, probes, joins
+	phases     phases
+	probeBytes atomic.Uint64 // received by probes
+	dialed     atomic.Uint32 // connects so far, to take the source addresses in turn
+
+	// Owned by the goroutine of Run, and not changed while others run.
+	addr       netip.AddrPort // where players connect
+	sources    []netip.Addr
+	lines      []*timeline
+	loops      []*loop
 	publishers []*publisher
-	running    sync.WaitGroup // publishers, loops, probes
-	phase      phase
-	probeBytes atomic.Uint64
 
 	// Owned by the goroutine of Run.
 	probes []*probe
-	joined int // light players and probes so far
+	slow   []*probe
+	hls    []*hlsPlayer
+	joined int // players so far
 	report Report
 }
 
@@ -60,7 +64,7 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 	if err := r.server.check(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUsage, err)
 	}
-	if err := r.raiseLimit(); err != nil {
+	if err := cfg.checkFiles(); err != nil {
 		return nil, err
 	}
 	r.sources = sourcesFor(r.addr)
@@ -105,23 +109,34 @@ func sourcesFor(target netip.AddrPort) []netip.Addr {
 // spareFiles are those that are open beside the connections.
 const spareFiles = 100
 
-// raiseLimit makes room for all connections.
-func (r *run) raiseLimit() error {
+// connections is the number of connections of a run without the search for the
+// capacity.
+func (c *Config) connections() int { return c.Players + c.Slow + c.Stalled + c.Crowd + c.Streams }
+
+// roomForFiles raises the limit of open files as far as it goes and returns how
+// many connections fit.
+func roomForFiles() (int, error) {
 	var l unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
-		return fmt.Errorf("read limit of open files: %w", err)
+		return 0, fmt.Errorf("read limit of open files: %w", err)
 	}
 	if l.Cur < l.Max {
 		l.Cur = l.Max
 		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
-			return fmt.Errorf("raise limit of open files: %w", err)
+			return 0, fmt.Errorf("raise limit of open files: %w", err)
 		}
 	}
-	c := r.cfg
-	need := uint64(c.Players + c.Slow + c.Stalled + c.Crowd + c.Streams + spareFiles)
-	if need > l.Cur {
-		return fmt.Errorf("%w: %d connections need %d open files, and this process may have %d; raise the hard limit (ulimit -Hn) or share the players out to several runs",
-			ErrUsage, need-spareFiles, need, l.Cur)
+	return int(min(l.Cur, 1<<30)) - spareFiles, nil
+}
+
+func (c *Config) checkFiles() error {
+	room, err := roomForFiles()
+	if err != nil {
+		return err
+	}
+	if n := c.connections(); n > room {
+		return fmt.Errorf("%w: %d connections do not fit into the %d files that this process may open; raise the hard limit (ulimit -Hn) or share the players out to several runs",
+			ErrUsage, n, room)
 	}
 	return nil
 }
@@ -129,33 +144,95 @@ func (r *run) raiseLimit() error {
 // measure is a run from the first publisher to the last player.
 func (r *run) measure(ctx, loadCtx context.Context) error {
 	begun := r.clock.now()
-	rss0 := r.server.rss()
+	r.report.Machine = ThisMachine()
+	memory := &r.report.Memory
+	memory.Before = r.server.rss()
 	if err := r.publish(loadCtx); err != nil {
 		return err
 	}
 	if err := r.startLoops(loadCtx); err != nil {
 		return err
 	}
-
-	// The first hundred carry what a stream and a pull cost.
-	first := min(r.cfg.Players, 100)
-	r.join(ctx, loadCtx, first, r.cfg.Ramp)
+	// The first hundred carry what a stream and its pull cost.
+	memory.FirstPlayers = min(r.cfg.Players, 100)
+	r.join(ctx, loadCtx, memory.FirstPlayers, r.cfg.Ramp, ofRun)
 	if err := r.settle(ctx, "join"); err != nil {
 		return err
 	}
-	rss100 := r.server.rss()
-	r.join(ctx, loadCtx, r.cfg.Players-first, r.cfg.Ramp)
+	memory.First = r.server.rss()
+	r.join(ctx, loadCtx, r.cfg.Players-memory.FirstPlayers, r.cfg.Ramp, ofRun)
 	if err := r.settle(ctx, "settle"); err != nil {
 		return err
 	}
-	if err := r.window(ctx); err != nil {
+	var err error
+	if r.report.Window, err = r.window(ctx, "measure"); err != nil {
 		return err
 	}
-	r.report.Memory = memoryReport{Before: rss0, First: rss100, FirstPlayers: first, After: r.report.Memory.After}.perPlayer(r.cfg.Players, len(r.server) > 0)
-	r.halt(ctx)
+	memory.After = r.server.rss()
+	memory.perPlayer(r.cfg.Players)
+
+	if r.cfg.Limit != nil {
+		if err := r.findCapacity(ctx, loadCtx); err != nil {
+			return err
+		}
+	}
+	if r.cfg.Slow+r.cfg.Stalled > 0 {
+		if err := r.withSlow(ctx, loadCtx); err != nil {
+			return err
+		}
+	}
+	if r.cfg.Crowd > 0 {
+		if err := r.withCrowd(ctx, loadCtx); err != nil {
+			return err
+		}
+	}
+	if err := r.halt(ctx); err != nil {
+		return err
+	}
 	r.summarize()
-	r.report.Machine = ThisMachine()
 	r.report.Elapsed = (r.clock.now() - begun).Seconds()
+	return nil
+}
+
+// withSlow measures again, with slow players beside the others.
+func (r *run) withSlow(ctx, loadCtx context.Context) error {
+	for i := range r.cfg.Slow {
+		stream := i % r.cfg.Streams
+		rate := int(r.cfg.SlowRate / 8)
+		p := &probe{id: r.id, stream: stream, clock: r.clock, open: func(ctx context.Context) (tagSource, error) {
+			return r.open(ctx, stream, rate)
+		}}
+		r.slow = append(r.slow, p)
+		r.running.Go(func() { p.run(loadCtx, &r.phases) })
+	}
+	r.join(ctx, loadCtx, r.cfg.Stalled, r.cfg.Ramp, stalled)
+	if err := r.pause(ctx, "slow players join", r.cfg.Settle); err != nil {
+		return err
+	}
+	before := r.server.rss()
+	w, err := r.window(ctx, "with slow players")
+	if err != nil {
+		return err
+	}
+	r.report.Slow = &Slow{
+		Players: r.cfg.Slow, Rate: r.cfg.SlowRate, Stalled: r.cfg.Stalled, Window: w,
+		MemoryBegin: before, MemoryEnd: r.server.rss(),
+	}
+	return nil
+}
+
+// withCrowd has many players join at once beside the others.
+func (r *run) withCrowd(ctx, loadCtx context.Context) error {
+	crowd := &Crowd{Players: r.cfg.Crowd, Seconds: r.cfg.CrowdTime.Seconds()}
+	r.report.Crowd = crowd
+	phase := r.phases.begin(r.clock.now())
+	r.join(ctx, loadCtx, r.cfg.Crowd, float64(r.cfg.Crowd)/r.cfg.CrowdTime.Seconds(), ofCrowd)
+	err := r.untilJoined(ctx, "flash crowd")
+	r.phases.end(r.clock.now())
+	if err != nil {
+		return err
+	}
+	crowd.phase = phase
 	return nil
 }
 
@@ -230,16 +307,16 @@ func (r *run) startLoops(loadCtx context.Context) error {
 	return nil
 }
 
-// join adds n players at a rate, probes evenly among them.
-func (r *run) join(ctx, loadCtx context.Context, n int, rate float64) {
+// join adds n players at a rate, the probes evenly among those of the run.
+func (r *run) join(ctx, loadCtx context.Context, n int, rate float64, kind playerKind) {
 	const step = 10 * time.Millisecond
 	begin := time.Now()
 	ticker := time.NewTicker(step)
 	defer ticker.Stop()
-	for done := 0; done < n; {
+	for done := 0; ; {
 		due := min(n, int(time.Since(begin).Seconds()*rate)+1)
 		for ; done < due; done++ {
-			r.joinOne(loadCtx, false)
+			r.joinOne(loadCtx, kind)
 		}
 		if done == n {
 			return
@@ -252,54 +329,78 @@ func (r *run) join(ctx, loadCtx context.Context, n int, rate float64) {
 	}
 }
 
-// isProbe spreads the probes over the players.
+// isProbe spreads the probes over the players of the run.
 func (r *run) isProbe(i int) bool {
 	n, k := r.cfg.Players, min(r.cfg.Probes, r.cfg.Players)
 	return i < n && (i+1)*k/n != i*k/n
 }
 
-func (r *run) joinOne(loadCtx context.Context, crowd bool) {
+func (r *run) joinOne(loadCtx context.Context, kind playerKind) {
 	i := r.joined
 	r.joined++
 	stream := i % r.cfg.Streams
-	if !crowd && r.isProbe(i) {
-		p := &probe{id: r.id, stream: stream, clock: r.clock, open: func(ctx context.Context) (tagSource, error) { return r.open(ctx, stream, 0) }}
-		r.probes = append(r.probes, p)
-		r.running.Go(func() { p.run(loadCtx, &r.phase) })
+	if r.t.protocol == HLS {
+		p := r.newHLSPlayer(stream, r.isProbe(i))
+		r.hls = append(r.hls, p)
+		r.running.Go(func() { p.run(loadCtx, &r.phases) })
 		return
 	}
-	ws := r.t.protocol == WSFLV
-	r.loops[i%len(r.loops)].add(&player{
-		stream: stream, crowd: crowd, join: &joiner{webSocket: ws, run: r.id},
-		request: httpRequest(r.t.play.Host, r.t.playTarget(&r.cfg, stream, ".flv"), ws),
-	})
+	if kind == ofRun && r.isProbe(i) {
+		p := &probe{id: r.id, stream: stream, clock: r.clock, open: func(ctx context.Context) (tagSource, error) {
+			return r.open(ctx, stream, 0)
+		}}
+		r.probes = append(r.probes, p)
+		r.running.Go(func() { p.run(loadCtx, &r.phases) })
+		return
+	}
+	l := r.loops[i%len(r.loops)]
+	p := &player{stream: stream, kind: kind}
+	if r.t.protocol == RTMP {
+		r.running.Go(func() { r.joinRTMP(loadCtx, l, p) })
+		return
+	}
+	p.request = r.request(stream)
+	p.join = &joiner{webSocket: r.t.protocol == WSFLV, run: r.id}
+	l.add(p)
 }
 
-// open plays a stream for a probe; rate is in bytes per second, 0 without bound.
+// request is what a player sends that plays a stream over HTTP.
+func (r *run) request(stream int) []byte {
+	return httpRequest(r.t.play.Host, r.t.playTarget(&r.cfg, stream, ".flv"), r.t.protocol == WSFLV)
+}
+
+// open plays a stream for a probe; rate is what it reads in bytes per second, 0
+// is all.
 func (r *run) open(ctx context.Context, stream, rate int) (tagSource, error) {
-	conn, err := r.dial(ctx, rate)
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		window := 0
+		if rate > 0 {
+			window = slowWindow
+		}
+		tcp, err := r.dial(ctx, window)
+		if err != nil {
+			return nil, err
+		}
+		if rate > 0 {
+			return &rated{Conn: tcp, rate: rate}, nil
+		}
+		return &counted{Conn: tcp, n: &r.probeBytes}, nil
+	}
+	if r.t.protocol == RTMP {
+		return openRTMP(ctx, r.t.rtmpURL(&r.cfg, stream), dial)
+	}
+	conn, err := dial(ctx, "", "")
 	if err != nil {
 		return nil, err
 	}
-	src, err := openFLV(conn, httpRequest(r.t.play.Host, r.t.playTarget(&r.cfg, stream, ".flv"), r.t.protocol == WSFLV), r.t.protocol == WSFLV)
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	src, err := openFLV(conn, r.request(stream), r.t.protocol == WSFLV)
 	if err != nil {
 		conn.Close()
 		return nil, err
 	}
 	return src, nil
-}
-
-func (r *run) dial(ctx context.Context, rate int) (net.Conn, error) {
-	d := net.Dialer{Timeout: joinTimeout}
-	conn, err := d.DialContext(ctx, "tcp", r.addr.String())
-	if err != nil {
-		return nil, err
-	}
-	conn = &counted{Conn: conn, n: &r.probeBytes}
-	if rate > 0 {
-		conn = &rated{Conn: conn, rate: rate}
-	}
-	return conn, nil
 }
 
 // counted counts what is read from a connection.
@@ -326,30 +427,44 @@ func (r *run) count() count {
 		c.bytes += n.bytes
 	}
 	for _, p := range r.probes {
-		s := p.snapshot()
-		switch {
-		case s.ended != nil && s.playing:
-			c.closed++
-		case s.ended != nil:
-			c.failed++
-		case s.playing:
-			c.playing++
-		default:
-			c.waiting++
-		}
+		c.add(p)
+	}
+	for _, p := range r.hls {
+		c.add(&p.probe)
 	}
 	c.bytes += r.probeBytes.Load()
 	return c
 }
 
-// settle waits until nobody waits for a first key frame any more, but at most
-// the join timeout, and then the settling time.
-func (r *run) settle(ctx context.Context, step string) error {
+func (c *count) add(p *probe) {
+	switch playing, ended := p.state(); {
+	case ended != nil && playing:
+		c.closed++
+	case ended != nil:
+		c.failed++
+	case playing:
+		c.playing++
+	default:
+		c.waiting++
+	}
+}
+
+// untilJoined waits until nobody waits for a first key frame any more, but at
+// most the join timeout.
+func (r *run) untilJoined(ctx context.Context, step string) error {
 	begin := time.Now()
 	for time.Since(begin) < joinTimeout && r.count().waiting > 0 {
 		if err := r.pause(ctx, step, 100*time.Millisecond); err != nil {
 			return err
 		}
+	}
+	return r.failure()
+}
+
+// settle waits until all players are there and the server has calmed down.
+func (r *run) settle(ctx context.Context, step string) error {
+	if err := r.untilJoined(ctx, step); err != nil {
+		return err
 	}
 	return r.pause(ctx, step, r.cfg.Settle)
 }
@@ -396,169 +511,13 @@ func (r *run) failure() error {
 	return nil
 }
 
-// window measures the server's cost.
-func (r *run) window(ctx context.Context) error {
-	from := r.clock.now()
-	r.phase.set(func(p *phase) { p.window = span{from: from} })
-	cpu0, self0, idle0, c0 := r.server.cpu(), selfCPU(), idle(), r.count()
-	lines0 := r.published()
-	err := r.pause(ctx, "measure", r.cfg.Duration)
-	to := r.clock.now()
-	r.phase.set(func(p *phase) { p.window.to = to })
-	cpu1, self1, idle1, c1 := r.server.cpu(), selfCPU(), idle(), r.count()
-	if err != nil {
-		return err
-	}
-	if len(cpu1.gone) > 0 {
-		return fmt.Errorf("measure server: processes %v have ended", cpu1.gone)
-	}
-	seconds := (to - from).Seconds()
-	got := c1.bytes - c0.bytes
-	w := &r.report.Window
-	w.Seconds = seconds
-	w.Bytes = got
-	w.PublishedBytes = r.published() - lines0
-	w.BitRate = float64(got) * 8 / seconds
-	w.LoadCPU = (self1 - self0).Seconds()
-	w.IdleCores = (idle1 - idle0).Seconds() / seconds
-	if len(r.server) > 0 {
-		w.UserCPU = (cpu1.user - cpu0.user).Seconds()
-		w.SystemCPU = (cpu1.system - cpu0.system).Seconds()
-		w.CPU = (cpu1.total() - cpu0.total()).Seconds()
-		if got > 0 {
-			w.CPUPerGB = w.CPU / (float64(got) / 1e9)
-		}
-		r.report.Memory.After = r.server.rss()
-	}
-	return nil
-}
-
-func (r *run) published() uint64 {
-	var n uint64
-	for _, l := range r.lines {
-		n += l.end().flv
-	}
-	return n
-}
-
-// selfCPU is the processor time of this process.
-func selfCPU() time.Duration {
-	var u unix.Rusage
-	if unix.Getrusage(unix.RUSAGE_SELF, &u) != nil {
-		return 0
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-}
-
 // drainTime is how long the last frames may take to come through.
 const drainTime = time.Second
 
 // halt stops the frames and lets what was sent arrive.
-func (r *run) halt(ctx context.Context) {
+func (r *run) halt(ctx context.Context) error {
 	for _, p := range r.publishers {
 		p.halted.Store(true)
 	}
-	_ = r.pause(ctx, "drain", drainTime)
-}
-
-// summarize judges what all players got.
-func (r *run) summarize() {
-	rep := &r.report
-	rep.Protocol, rep.Streams, rep.Players = r.t.protocol, r.cfg.Streams, r.cfg.Players
-	rep.Form = r.cfg.Form
-	ends := make([]position, len(r.lines))
-	for i, l := range r.lines {
-		ends[i] = l.end()
-		rep.PublishLateMS = max(rep.PublishLateMS, millis(l.late))
-	}
-	var shares []float64
-	var joins histogram
-	reasons := map[string]int{}
-	for _, l := range r.loops {
-		l.each(func(p *player) {
-			switch p.state {
-			case playerFailed:
-				rep.Failed++
-			case playerClosed:
-				rep.Closed++
-			}
-			if p.err != nil {
-				reasons[p.err.Error()]++
-			}
-			if p.firstKF == 0 || p.crowd {
-				return
-			}
-			joins.add(p.firstKF)
-			if p.headers != hasAllHeaders {
-				rep.HeadersMissing++
-			}
-			at, ok := r.lines[p.stream].behindKey(p.from)
-			if !ok || !p.marked {
-				rep.Unmarked++
-				return
-			}
-			if due := ends[p.stream].flv - at.flv; due > 0 {
-				shares = append(shares, float64(p.counted)/float64(due))
-			}
-		})
-	}
-	rep.Light = sharesOf(shares)
-	r.summarizeProbes(ends, reasons, &joins)
-	rep.FirstKeyFrame = joins.delays()
-	rep.Errors = reasons
-}
-
-func (r *run) summarizeProbes(ends []position, reasons map[string]int, joins *histogram) {
-	rep := &r.report
-	var delays histogram
-	var shares []float64
-	for _, p := range r.probes {
-		s := p.snapshot()
-		if s.ended != nil {
-			reasons[s.ended.Error()]++
-			if s.playing {
-				rep.Closed++
-			} else {
-				rep.Failed++
-			}
-		}
-		rep.Probes.Count++
-		rep.Probes.Frames += s.frames
-		rep.Probes.Gaps += s.gaps
-		rep.Probes.LostFrames += s.lost
-		rep.Probes.Torn += s.torn
-		rep.Probes.Disorder += s.disorder
-		rep.Probes.Foreign += s.foreign
-		if !s.playing {
-			continue
-		}
-		joins.add(s.firstKF)
-		if s.headers != hasAllHeaders {
-			rep.HeadersMissing++
-		}
-		delays.merge(&s.delays)
-		if at, ok := r.lines[p.stream].behindKey(s.from); ok {
-			if due := ends[p.stream].flv - at.flv; due > 0 {
-				shares = append(shares, float64(s.bytes)/float64(due))
-			}
-		}
-	}
-	rep.Probes.Delay = delays.delays()
-	rep.Probes.Share = sharesOf(shares)
-}
-
-// sharesOf sorts and sums up shares.
-func sharesOf(s []float64) Shares {
-	if len(s) == 0 {
-		return Shares{}
-	}
-	slices.Sort(s)
-	r := Shares{Count: len(s), Min: s[0], P1: s[len(s)/100]}
-	for _, v := range s {
-		r.Mean += v / float64(len(s))
-		if v < enough {
-			r.Slow++
-		}
-	}
-	return r
+	return r.pause(ctx, "drain", drainTime)
 }

@@ -238,3 +238,10 @@ func (l *timeline) sentLate(d time.Duration) {
 	defer l.mu.Unlock()
 	l.late = max(l.late, d)
 }
+
+// latest returns the greatest lateness of a frame.
+func (l *timeline) latest() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.late
+}

@@ -1,0 +1,131 @@
+package edge
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"weir/hls"
+	"weir/internal/vhost"
+)
+
+func (u *upstream) publishFile(uri, kind, control, body string) {
+	u.set(func() { u.files[uri] = hls.NewObject(200, kind, control, []byte(body)) })
+}
+
+const playlist, segment = "/live/demo.m3u8", "/live/demo-7-1.ts"
+
+func (u *upstream) publishHLS() {
+	u.publishFile(playlist, "application/vnd.apple.mpegurl", "public, max-age=1", "#EXTM3U\ndemo-7-1.ts\n")
+	u.publishFile(segment, "video/mp2t", "public, max-age=3600, immutable", strings.Repeat("x", 188))
+}
+
+// Many viewers on all workers are one request of a file at the upstream, after
+// its redirect. When the worker that fetches is dead, another does.
+func TestHLSOncePerNode(t *testing.T) {
+	a, b := newUpstream(t, "a"), newUpstream(t, "b")
+	a.redirect = to(b.point)
+	b.publishHLS()
+	cfg := quick().upstreams("http://" + a.http)
+	cfg.HLSCache.PlaylistTTL = time.Second
+	n := startTeam(t, "edge", 3, cfg, nil)
+	var wg sync.WaitGroup
+	for i := range 30 {
+		wg.Go(func() {
+			p := n.workers[i%3].point
+			if status, body := get(t, p, segment); status != 200 || len(body) != 188 {
+				t.Errorf("%d, %d bytes", status, len(body))
+			}
+		})
+	}
+	within(t, "viewers", wg.Wait)
+	b.set(func() {
+		if f := b.fetched[segment]; f != 1 {
+			t.Errorf("the segment was fetched %d times", f)
+		}
+	})
+
+	order := n.workers[0].edge.siblings.order(demo)
+	n.workers[order[0]].kill()
+	for _, i := range order[1:] {
+		if status, body := get(t, n.workers[i].point, playlist); status != 200 || !strings.HasPrefix(body, "#EXTM3U") {
+			t.Errorf("with a dead worker: %d %s", status, body)
+		}
+	}
+	b.set(func() {
+		if f := b.fetched[playlist]; f != 1 {
+			t.Errorf("the playlist was fetched %d times", f)
+		}
+	})
+}
+
+// What no upstream has is 404 with a short body; with an upstream that cannot be
+// asked it is 503.
+func TestHLSMissing(t *testing.T) {
+	a := newUpstream(t, "a")
+	down := listen(t)
+	down.Close()
+	for _, c := range []struct {
+		name string
+		cfg  Config
+		want int
+	}{
+		{"nobody has it", quick().upstreams("http://" + a.http), 404},
+		{"one is down", quick().upstreams("http://"+a.http, "http://"+down.Addr().String()), 503},
+		{"no upstream for HLS", quick().upstreams(a.rtmp), 503},
+		{"HLS is off", quick().upstreams("http://" + a.http).vhost(func(v *vhost.Config) { v.HLS.Enabled = false }), 404},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			e := startEdge(t, "edge", c.cfg, nil)
+			if status, body := get(t, e.point, playlist); status != c.want || len(body) > 200 {
+				t.Errorf("%d %s, want %d", status, body, c.want)
+			}
+		})
+	}
+}
+
+func TestHLSRedirectLoop(t *testing.T) {
+	a, b := newUpstream(t, "a"), newUpstream(t, "b")
+	a.redirect, b.redirect = to(b.point), to(a.point)
+	e := startEdge(t, "edge", quick().upstreams("http://"+a.http), nil)
+	if status, _ := get(t, e.point, playlist); status != 503 {
+		t.Errorf("%d", status)
+	}
+	if n := e.edge.metrics.redirects.Get(); n > 2 {
+		t.Errorf("%d redirects", n)
+	}
+}
+
+// The lease of a stream that has ended is gone, but its last playlist, which
+// says so, is still fetched from where it was.
+func TestHLSAfterTheEnd(t *testing.T) {
+	dir := newRemote()
+	a := newUpstream(t, "a")
+	a.publishHLS()
+	dir.own(t, demo, a.point)
+	cfg := quick()
+	cfg.Discovery.CacheTTL = 0
+	e := startEdge(t, "edge", cfg, dir)
+	if status, _ := get(t, e.point, playlist); status != 200 {
+		t.Fatalf("%d", status)
+	}
+	l, err := dir.Lookup(t.Context(), demo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := dir.Release(t.Context(), l); err != nil {
+		t.Fatal(err)
+	}
+	a.publishFile(playlist, "application/vnd.apple.mpegurl", "public, max-age=1", "#EXTM3U\n#EXT-X-ENDLIST\n")
+	eventually(t, "the end", func() error {
+		if status, body := get(t, e.point, playlist); status != 200 || !strings.Contains(body, "ENDLIST") {
+			return fmt.Errorf("%d %s", status, body)
+		}
+		return nil
+	})
+	if status, _ := get(t, e.point, "/live/unknown.m3u8"); status != 404 {
+		t.Errorf("unknown stream: %d", status)
+	}
+}

@@ -1,0 +1,159 @@
+package edge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"testing"
+	"time"
+
+	"weir/internal/session"
+	"weir/internal/vhost"
+)
+
+// Players on all workers are one pull at the upstream. Its worker dies: the next
+// in the order takes over; it comes back: the pull comes back to it. The players
+// of the other workers miss and repeat nothing.
+func TestWorkersShareOnePull(t *testing.T) {
+	a := newUpstream(t, "a")
+	p := a.air(demo)
+	p.send(t, 0, 7)
+	n := startTeam(t, "edge", 3, quick().upstreams(a.rtmp), nil)
+	order := n.workers[0].edge.siblings.order(demo)
+	views := map[int]*viewer{}
+	for _, i := range order {
+		views[i] = watchAt(t, n.workers[i].point, "demo")
+		views[i].until(6)
+	}
+	if plays := a.count(&a.plays); plays != 1 {
+		t.Fatalf("%d pulls at the upstream", plays)
+	}
+	if got := n.workers[order[0]].edge.metrics.pulls.Get(); got != 1 || n.pulling() != 3 {
+		t.Fatalf("%d pulls of the first worker, %d in all", got, n.pulling())
+	}
+
+	n.workers[order[0]].kill()
+	p.send(t, 7, 9)
+	for _, i := range order[1:] {
+		views[i].until(8)
+	}
+	a.awaitSessions(t, "play", 1)
+	if from := n.from(order[1]); from != "rtmp://"+a.rtmp+"/live/demo" {
+		t.Errorf("the second worker gets the stream from %q", from)
+	}
+
+	n.start(order[0])
+	eventually(t, "return of the pull", func() error {
+		for _, i := range order[1:] {
+			if from, want := n.from(i), fmt.Sprintf("worker %d", order[0]); from != want {
+				return fmt.Errorf("worker %d gets the stream from %q, want %q", i, from, want)
+			}
+		}
+		return nil
+	})
+	p.send(t, 9, 12)
+	for _, i := range order[1:] {
+		views[i].until(11)
+	}
+	a.awaitSessions(t, "play", 1)
+}
+
+// from is where a worker gets the one stream from.
+func (n *team) from(i int) string {
+	n.mu.Lock()
+	w := n.workers[i]
+	n.mu.Unlock()
+	for _, s := range w.edge.Streams(func(vhost.Key) int { return 0 }) {
+		return s.Source
+	}
+	return ""
+}
+
+// A worker that hangs (its kernel still takes connections) is not waited for.
+func TestWorkerHangs(t *testing.T) {
+	a := newUpstream(t, "a")
+	a.air(demo).send(t, 0, 7)
+	n := startTeam(t, "edge", 2, quick().upstreams(a.rtmp), nil)
+	order := n.workers[0].edge.siblings.order(demo)
+	n.workers[order[0]].kill()
+	mute, _ := silent(t)
+	n.mu.Lock()
+	n.sockets[order[0]] = mute
+	n.mu.Unlock()
+	v := watchAt(t, n.workers[order[1]].point, "demo")
+	v.until(6)
+	if plays := a.count(&a.plays); plays != 1 {
+		t.Errorf("%d pulls", plays)
+	}
+	n.mu.Lock()
+	n.sockets[order[0]] = "" // for the cleanup of n
+	n.mu.Unlock()
+}
+
+// A player that comes before the publisher, to a worker that is not the one to
+// pull, waits as well; the one that waits in vain is told so.
+func TestWaitAtAnotherWorker(t *testing.T) {
+	a := newUpstream(t, "a")
+	n := startTeam(t, "edge", 2, quick().upstreams(a.rtmp), nil)
+	other := n.workers[n.workers[0].edge.siblings.order(demo)[1]]
+	v := watchLater(t, other.point, "demo")
+	eventually(t, "first attempt", func() error {
+		if a.count(&a.plays) == 0 {
+			return errors.New("not asked yet")
+		}
+		return nil
+	})
+	a.air(demo).send(t, 0, 3)
+	v().until(2)
+
+	cfg := quick().upstreams(a.rtmp)
+	cfg.Play.WaitPublisher = 50 * time.Millisecond
+	n = startTeam(t, "short", 2, cfg, nil)
+	other = n.workers[n.workers[0].edge.siblings.order(vhost.DefaultName + "/live/nothing")[1]]
+	if _, err := other.edge.Play(context.Background(), session.PlayRequest{Target: target(t, other, "nothing")}); !errors.Is(err, session.ErrNotFound) {
+		t.Errorf("play: %v", err)
+	}
+}
+
+// The end of a stream reaches the players of all workers.
+func TestEndAtAllWorkers(t *testing.T) {
+	a := newUpstream(t, "a")
+	p := a.air(demo)
+	p.send(t, 0, 7)
+	n := startTeam(t, "edge", 2, quick().upstreams(a.rtmp), nil)
+	var all []*viewer
+	for _, w := range n.workers {
+		v := watchAt(t, w.point, "demo")
+		v.until(6)
+		all = append(all, v)
+	}
+	a.set(func() { delete(a.streams, demo) })
+	p.Close(errEnded)
+	for _, v := range all {
+		v.end()
+	}
+}
+
+// All workers agree on the order; the loss of one moves only its streams.
+func TestOrder(t *testing.T) {
+	never := func(context.Context, int) (net.Conn, error) { return nil, errors.New("dead") }
+	e := &Edge{}
+	five, four := newSiblings(e, Options{Index: 0, Count: 5, DialSibling: never}), newSiblings(e, Options{Index: 3, Count: 4, DialSibling: never})
+	defer five.close()
+	defer four.close()
+	first := map[int]int{}
+	for i := range 1000 {
+		key := fmt.Sprintf("v/live/%d", i)
+		o5, o4 := five.order(key), four.order(key)
+		first[o5[0]]++
+		if o5[0] != 4 && o5[0] != o4[0] {
+			t.Fatalf("%s moves from worker %d to %d when worker 4 goes", key, o5[0], o4[0])
+		}
+	}
+	for i := range 5 {
+		if first[i] < 100 {
+			t.Errorf("worker %d is first for %d of 1000 streams", i, first[i])
+		}
+	}
+}
