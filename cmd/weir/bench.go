@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -174,6 +175,9 @@ func runBench(c *cli.Context, cfg bench.Config) error {
 	// The result may be piped; progress is for whoever watches.
 	show := newProgress(c.App.ErrWriter)
 	cfg.Progress = func(p bench.Progress) { show.line("%s", p) }
+	// The kernel shares the cores out better between load threads and probes than
+	// Go's scheduler, to which a load thread looks like a long computation.
+	runtime.GOMAXPROCS(2*runtime.NumCPU() + 2)
 	begun := time.Now()
 	report, err := bench.Run(c.Context, cfg)
 	if err != nil {

@@ -246,7 +246,7 @@ func (c *Config) resolve(addr string) (netip.AddrPort, error) {
 	}
 	for _, ip := range ips {
 		if !ip.IsLoopback() && !c.AnyTarget {
-			return netip.AddrPort{}, fmt.Errorf("%s is %v: %w", host, ip, ErrForeign)
+			return netip.AddrPort{}, fmt.Errorf("%v: %w", ip, ErrForeign)
 		}
 	}
 	n, err := net.LookupPort("tcp", port)

@@ -2,6 +2,7 @@ package bench
 
 import (
 	"bytes"
+	"hash/crc32"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,7 +22,7 @@ type mark struct {
 const markID = "\xb5weir\xf1bench\xe7mark"
 
 // markSize is the size of a mark with its UUID, in bytes.
-const markSize = len(markID) + 3*5 + 9 + 1
+const markSize = len(markID) + 3*5 + 9 + 5
 
 // appendMark appends a mark. It has no byte of zero, so that nothing in it looks
 // like a start code: numbers are groups of 7 bits, the high bit set.
@@ -32,7 +33,7 @@ func appendMark(b []byte, m mark) []byte {
 	b = appendGroups(b, uint64(m.Stream), 5)
 	b = appendGroups(b, uint64(m.Seq), 5)
 	b = appendGroups(b, uint64(m.Sent), 9)
-	return append(b, checkByte(b[begin:]))
+	return appendGroups(b, uint64(crc32.ChecksumIEEE(b[begin:])), 5)
 }
 
 func appendGroups(b []byte, v uint64, n int) []byte {
@@ -52,15 +53,6 @@ func groups(b []byte) (v uint64, ok bool) {
 	return v, true
 }
 
-func checkByte(b []byte) byte {
-	var x byte
-	for _, c := range b {
-		x = x<<1 | x>>7
-		x ^= c
-	}
-	return 0x80 | x
-}
-
 // markDepth is how far into a frame a mark is looked for. Servers may put a few
 // units of their own in front of it.
 const markDepth = 256
@@ -73,7 +65,8 @@ func findMark(frame []byte) (mark, bool) {
 		return mark{}, false
 	}
 	b := head[at : at+markSize]
-	if checkByte(b[:markSize-1]) != b[markSize-1] {
+	sum, ok := groups(b[markSize-5:])
+	if !ok || sum != uint64(crc32.ChecksumIEEE(b[:markSize-5])) {
 		return mark{}, false
 	}
 	b = b[len(markID):]

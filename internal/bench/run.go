@@ -69,10 +69,6 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 	}
 	r.sources = sourcesFor(r.addr)
 
-	// Load threads that never block the scheduler, and all else beside them.
-	old := runtime.GOMAXPROCS(2*runtime.NumCPU() + 2)
-	defer runtime.GOMAXPROCS(old)
-
 	if err := r.load(ctx); err != nil {
 		return nil, err
 	}
