@@ -147,7 +147,7 @@ func Default() Config {
 			Linger:         5 * time.Second,
 			MaxRedirects:   3,
 			ConnectTimeout: 2 * time.Second,
-			ReadTimeout:    10 * time.Second,
+			ReadTimeout:    15 * time.Second,
 			RetryMin:       100 * time.Millisecond,
 			RetryMax:       3 * time.Second,
 			GiveUp:         30 * time.Second,

@@ -35,6 +35,8 @@ func (e *Edge) HLS(ctx context.Context, req session.HLSRequest) (hls.Object, err
 	switch {
 	case errors.Is(err, errCircle):
 		return hls.Object{}, circle(err)
+	case errors.Is(err, errNoUpstream):
+		return hls.Object{}, &session.Refusal{Code: session.Unavailable, Text: "HLS of this vhost needs discovery or an upstream with http://.", Err: err}
 	case err != nil:
 		return hls.Object{}, &session.Refusal{Code: session.Unavailable, Text: "No upstream can be reached for this stream.", Err: err}
 	}

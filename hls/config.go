@@ -73,8 +73,6 @@ type Config struct {
 	// Linger is how long the playlist and segments of a stream that has ended
 	// stay available, at most 1h.
 	Linger time.Duration `yaml:"linger"`
-	// What web pages of other sites may play. No node uses it yet: `http.cors_origins` decides.
-	AllowOrigin string `yaml:"allow_origin"`
 }
 
 // DefaultConfig returns the values that hold where a configuration says
@@ -89,7 +87,6 @@ func DefaultConfig() Config {
 		MaxBytes:        96 * units.MiB,
 		Wait:            10 * time.Second,
 		Linger:          30 * time.Second,
-		AllowOrigin:     "*",
 	}
 }
 
@@ -116,16 +113,5 @@ func (c Config) Validate() error {
 		"wait: must be between 0s and 60s, is %v", c.Wait)
 	check(c.Linger >= 0 && c.Linger <= time.Hour,
 		"linger: must be between 0s and 1h, is %v", c.Linger)
-	check(validHeaderValue(c.AllowOrigin),
-		"allow_origin: must be printable ASCII, is %q", c.AllowOrigin)
 	return errors.Join(errs...)
-}
-
-func validHeaderValue(s string) bool {
-	for i := range len(s) {
-		if s[i] < ' ' || s[i] > '~' {
-			return false
-		}
-	}
-	return true
 }

@@ -202,8 +202,8 @@ func TestConfigValidate(t *testing.T) {
 		}
 		return keys
 	}
-	bad := Config{TargetDuration: 1, MaxDuration: 0, Wait: -1, Linger: -1, AllowOrigin: "a\nb", MaxBytes: 1}
-	want := []string{"target_duration", "max_duration", "window", "max_segment_bytes", "wait", "linger", "allow_origin"}
+	bad := Config{TargetDuration: 1, MaxDuration: 0, Wait: -1, Linger: -1, MaxBytes: 1}
+	want := []string{"target_duration", "max_duration", "window", "max_segment_bytes", "wait", "linger"}
 	bad.MaxBytes, bad.MaxSegmentBytes = 0, 0
 	if got := lines(bad.Validate()); !slices.Equal(got, want) {
 		t.Errorf("complaints about %v, want %v", got, want)

@@ -180,7 +180,7 @@ func (l layout) checkPorts(ctx context.Context) error {
 	try := func(name, key, addr string) error {
 		s, err := node.Listen(ctx, name+" "+key, addr)
 		if err != nil {
-			return fail(exitUsage, fmt.Errorf("%w; stop what uses it, or move all ports with --port-offset N", err))
+			return fail(exitFailed, fmt.Errorf("%w; stop what uses it, or move all ports with --port-offset N", err))
 		}
 		return s.Close()
 	}
@@ -227,7 +227,7 @@ func runCluster(ctx context.Context, l layout, demo bool, env []string, out, err
 	}
 	directory, err := open(func(role string) bool { return role == "discovery" })
 	if err != nil {
-		return fail(exitUsage, err)
+		return fail(exitFailed, err)
 	}
 	nodes, err := open(func(role string) bool { return role != "discovery" })
 	if err != nil {

@@ -6,7 +6,10 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"runtime/debug"
+	"sync"
+	"syscall"
 
 	"github.com/urfave/cli/v2"
 
@@ -55,6 +58,7 @@ func nodeCommand(child *worker.Child, role, about string, serve func(ctx context
 			} else if got != role {
 				return usage("%s: role: is %s, but the command is weir %s", name, got, role)
 			}
+			defer sayNoReload(log)()
 			return serve(ctx, c, file, name, log, ready)
 		},
 	}
@@ -82,6 +86,30 @@ func edgeCommand(child *worker.Child) *cli.Command {
 				File: file, WorkerArgs: []string{workerName}, WorkerEnv: logEnvironment(c), Version: versionText(), Log: log, Ready: ready,
 			})
 		})
+}
+
+// sayNoReload keeps SIGHUP, by which operators reload other servers, from ending a
+// node. The function that it returns ends that.
+func sayNoReload(log *slog.Logger) (stop func()) {
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, syscall.SIGHUP)
+	done := make(chan struct{})
+	var running sync.WaitGroup
+	running.Go(func() {
+		for {
+			select {
+			case <-asked:
+				log.Warn("SIGHUP: reloading the configuration is not supported yet; restart the node")
+			case <-done:
+				return
+			}
+		}
+	})
+	return func() {
+		signal.Stop(asked)
+		close(done)
+		running.Wait()
+	}
 }
 
 // gcPercent is how much garbage a node collects before it is swept, against what

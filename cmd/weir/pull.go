@@ -68,6 +68,9 @@ type puller struct {
 func (p *puller) run(ctx context.Context, target string) error {
 	src, err := p.open(ctx, target)
 	if err != nil {
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return fail(exitRefused, fmt.Errorf("%s: no answer before --duration was over", target))
+		}
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -85,8 +88,8 @@ func (p *puller) run(ctx context.Context, target string) error {
 		case ctx.Err() != nil, errors.Is(err, io.EOF):
 			src.Close()
 			show.end("%s", w.String())
-			if w.frames == 0 && ctx.Err() == nil {
-				return fail(exitRefused, fmt.Errorf("%s: the stream ended before its first frame", target))
+			if w.frames == 0 && !errors.Is(ctx.Err(), context.Canceled) {
+				return fail(exitRefused, fmt.Errorf("%s: no frame came before the end", target))
 			}
 			return nil
 		case errors.As(err, &redirect) && w.frames == 0: // RTMP 302 may come after the start
@@ -149,7 +152,8 @@ func (p *puller) openRTMP(ctx context.Context, target string) (tagSource, error)
 	}
 	for n := 0; ; n++ {
 		cfg := rtmp.DefaultClientConfig()
-		cfg.ReadTimeout = time.Minute // a stream may wait for its publisher's return
+		cfg.ConnectTimeout = 15 * time.Second // an edge may wait for the publisher before it answers
+		cfg.ReadTimeout = time.Minute         // a stream may wait for its publisher's return
 		c, err := rtmp.Dial(ctx, u, cfg)
 		if err == nil {
 			if _, err = c.Play(ctx, u.Name); err == nil {

@@ -46,9 +46,8 @@ type StreamInfo struct {
 	// Players counts the sessions that play it. Workers that attach to this
 	// one for their own players are not counted.
 	Players int `json:"players"`
-	// BytesIn and BytesOut count bytes of FLV tags since the stream began here.
-	BytesIn  uint64 `json:"bytes_in"`
-	BytesOut uint64 `json:"bytes_out"`
+	// BytesIn counts bytes of FLV tags since the stream began here.
+	BytesIn uint64 `json:"bytes_in"`
 	// Bitrate is what came in, in bits per second, over the last seconds.
 	Bitrate uint64 `json:"bitrate"`
 	// Codecs are the names of what was seen in it, such as "h264", "aac".
@@ -81,7 +80,7 @@ type SessionInfo struct {
 	// ID names the session. No two sessions of a node have the same one, of
 	// whichever of its workers they are.
 	ID string `json:"id"`
-	// Kind is "publish", "play", "pull" or "forward".
+	// Kind is "publish" or "play".
 	Kind string `json:"kind"`
 	// Stream is the stream's key.
 	Stream string `json:"stream"`

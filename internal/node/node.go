@@ -21,8 +21,11 @@ type Config struct {
 	ID string `yaml:"id"`
 }
 
-// maxID keeps node ids short enough to travel in lists.
-const maxID = 128
+// What discovery takes as an id.
+const (
+	maxID   = 64 // bytes
+	idRunes = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:-"
+)
 
 // Validate returns all that is wrong, each error beginning with the key.
 func (c *Config) Validate() error {
@@ -30,8 +33,8 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("id: longer than %d bytes", maxID)
 	}
 	for _, r := range c.ID {
-		if r <= ' ' || r == ',' || r == '"' || r >= 0x7f {
-			return fmt.Errorf("id: %q has the character %q", c.ID, r)
+		if !strings.ContainsRune(idRunes, r) {
+			return fmt.Errorf("id: %q has the character %q; letters, digits and . _ : - are allowed", c.ID, r)
 		}
 	}
 	return nil
@@ -46,7 +49,13 @@ func (c *Config) Name(role string) string {
 	if err != nil || host == "" {
 		host = "localhost"
 	}
-	return host + "-" + role
+	host = host[:min(len(host), maxID-1-len(role))]
+	return strings.Map(func(r rune) rune {
+		if !strings.ContainsRune(idRunes, r) {
+			return '-'
+		}
+		return r
+	}, host) + "-" + role
 }
 
 // Advertise is where other nodes and players reach this one, apart from where

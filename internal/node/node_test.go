@@ -8,8 +8,8 @@ import (
 
 func TestConfig(t *testing.T) {
 	for id, ok := range map[string]bool{
-		"": true, "edge-1": true, "a.b:c_d/e": true, strings.Repeat("x", 128): true,
-		strings.Repeat("x", 129): false, "a b": false, "a,b": false, "a\"b": false, "a\nb": false, "ä": false, "a\x7f": false,
+		"": true, "edge-1": true, "a.b:c_d": true, strings.Repeat("x", 64): true,
+		strings.Repeat("x", 65): false, "a/b": false, "a b": false, "a,b": false, "a\"b": false, "a\nb": false, "ä": false, "a\x7f": false,
 	} {
 		c := Config{ID: id}
 		err := c.Validate()
