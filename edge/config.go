@@ -9,10 +9,8 @@ import (
 	"weir/discovery"
 	"weir/hls"
 	"weir/internal/admin"
-	"weir/internal/httpserver"
 	"weir/internal/limit"
 	"weir/internal/node"
-	"weir/internal/rtmp"
 	"weir/internal/session"
 	"weir/internal/vhost"
 	"weir/internal/worker"
@@ -25,9 +23,9 @@ type Config struct {
 	// Who the node is.
 	Node node.Config `yaml:"node"`
 	// The RTMP door: players, and publishers that are forwarded.
-	RTMP RTMPConfig `yaml:"rtmp"`
+	RTMP session.RTMPConfig `yaml:"rtmp"`
 	// The HTTP door: HTTP-FLV, WebSocket-FLV and HLS players.
-	HTTP HTTPConfig `yaml:"http"`
+	HTTP session.HTTPConfig `yaml:"http"`
 	// The admin interface of the node: metrics, health, API and console. The supervisor answers
 	// it for all workers.
 	Admin admin.Config `yaml:"admin"`
@@ -54,24 +52,6 @@ type Config struct {
 	// The tenants by name. `__defaultVhost__` is the one of requests that name no other; it
 	// exists also when the file does not name it.
 	Vhosts vhost.Vhosts `yaml:"vhosts"`
-}
-
-// RTMPConfig is the RTMP door.
-type RTMPConfig struct {
-	// The address to listen on, as HOST:PORT. HOST is an IP address, `localhost`, or empty for
-	// all addresses; port 0 takes a free one.
-	Listen string `yaml:"listen"`
-
-	rtmp.ServerConfig `yaml:",inline"`
-}
-
-// HTTPConfig is the HTTP door.
-type HTTPConfig struct {
-	// The address to listen on, as HOST:PORT. HOST is an IP address, `localhost`, or empty for
-	// all addresses; port 0 takes a free one.
-	Listen string `yaml:"listen"`
-
-	httpserver.Config `yaml:",inline"`
 }
 
 // PullConfig rules how an edge gets streams from upstream.
@@ -136,8 +116,8 @@ type ForwardConfig struct {
 func Default() Config {
 	return Config{
 		Role:        "edge",
-		RTMP:        RTMPConfig{Listen: "127.0.0.1:1935", ServerConfig: rtmp.DefaultServerConfig()},
-		HTTP:        HTTPConfig{Listen: "127.0.0.1:8080", Config: httpserver.DefaultConfig()},
+		RTMP:        session.DefaultRTMPConfig(),
+		HTTP:        session.DefaultHTTPConfig(),
 		Admin:       admin.DefaultConfig(),
 		Supervision: worker.DefaultConfig(),
 		Discovery:   discovery.DefaultConfig(),
@@ -172,10 +152,9 @@ func (c *Config) Validate() error {
 	if c.Workers < 0 || c.Workers > 256 {
 		errs = append(errs, fmt.Errorf("workers: %d is not between 0 (one per core) and 256", c.Workers))
 	}
-	errs = append(errs, node.CheckListen("rtmp.listen", c.RTMP.Listen), node.CheckListen("http.listen", c.HTTP.Listen))
 	add("node", c.Node.Validate())
-	add("rtmp", c.RTMP.ServerConfig.Validate())
-	add("http", c.HTTP.Config.Validate())
+	add("rtmp", c.RTMP.Validate())
+	add("http", c.HTTP.Validate())
 	add("admin", c.Admin.Validate())
 	add("advertise", c.Advertise.Validate())
 	add("supervision", c.Supervision.Validate())

@@ -8,10 +8,8 @@ import (
 	"weir/configs"
 	"weir/discovery"
 	"weir/internal/admin"
-	"weir/internal/httpserver"
 	"weir/internal/limit"
 	"weir/internal/node"
-	"weir/internal/rtmp"
 	"weir/internal/session"
 	"weir/internal/vhost"
 )
@@ -23,10 +21,10 @@ type Config struct {
 	// Who the node is.
 	Node node.Config `yaml:"node"`
 	// The RTMP door: publishers, and edges and players that pull.
-	RTMP RTMPConfig `yaml:"rtmp"`
+	RTMP session.RTMPConfig `yaml:"rtmp"`
 	// The HTTP door: HTTP-FLV, WebSocket-FLV and HLS, and the question of other origins (weir or
 	// SRS) for the owner of a stream, `/api/v1/clusters`.
-	HTTP HTTPConfig `yaml:"http"`
+	HTTP session.HTTPConfig `yaml:"http"`
 	// The admin interface of the node: metrics, health, API and console.
 	Admin admin.Config `yaml:"admin"`
 	// Under which addresses others reach the node: these are what redirects and lookups name.
@@ -45,24 +43,6 @@ type Config struct {
 	Vhosts vhost.Vhosts `yaml:"vhosts"`
 }
 
-// RTMPConfig is the RTMP door.
-type RTMPConfig struct {
-	// The address to listen on, as HOST:PORT. HOST is an IP address, `localhost`, or empty for
-	// all addresses; port 0 takes a free one.
-	Listen string `yaml:"listen"`
-
-	rtmp.ServerConfig `yaml:",inline"`
-}
-
-// HTTPConfig is the HTTP door.
-type HTTPConfig struct {
-	// The address to listen on, as HOST:PORT. HOST is an IP address, `localhost`, or empty for
-	// all addresses; port 0 takes a free one.
-	Listen string `yaml:"listen"`
-
-	httpserver.Config `yaml:",inline"`
-}
-
 // PublishConfig rules publishers.
 type PublishConfig struct {
 	// How long a stream keeps its name and its players after its publisher was lost, from 0s to
@@ -75,8 +55,8 @@ type PublishConfig struct {
 func Default() Config {
 	return Config{
 		Role:      "origin",
-		RTMP:      RTMPConfig{Listen: "127.0.0.1:1935", ServerConfig: rtmp.DefaultServerConfig()},
-		HTTP:      HTTPConfig{Listen: "127.0.0.1:8080", Config: httpserver.DefaultConfig()},
+		RTMP:      session.DefaultRTMPConfig(),
+		HTTP:      session.DefaultHTTPConfig(),
 		Admin:     admin.DefaultConfig(),
 		Discovery: discovery.DefaultConfig(),
 		Play:      session.DefaultConfig(0),
@@ -93,13 +73,12 @@ func (c *Config) Validate() error {
 	if c.Role != "origin" {
 		errs = append(errs, fmt.Errorf("role: must be origin"))
 	}
-	errs = append(errs, node.CheckListen("rtmp.listen", c.RTMP.Listen), node.CheckListen("http.listen", c.HTTP.Listen))
 	if d := c.Publish.ResumeWindow; d < 0 || d > time.Hour {
 		errs = append(errs, fmt.Errorf("publish.resume_window: %v is not between 0s and 1h", d))
 	}
 	add("node", c.Node.Validate())
-	add("rtmp", c.RTMP.ServerConfig.Validate())
-	add("http", c.HTTP.Config.Validate())
+	add("rtmp", c.RTMP.Validate())
+	add("http", c.HTTP.Validate())
 	add("admin", c.Admin.Validate())
 	add("advertise", c.Advertise.Validate())
 	add("discovery", c.Discovery.Validate())

@@ -54,7 +54,7 @@ var allowed = map[string]string{
 	"internal/rtmp/chunk": "internal/media",
 
 	// Serving: connections, tenants, processes.
-	"internal/session": "hls internal/admin internal/fanout internal/httpserver internal/limit internal/media internal/rtmp" +
+	"internal/session": "hls internal/admin internal/fanout internal/httpserver internal/limit internal/media internal/node internal/rtmp" +
 		" internal/rtmp/chunk internal/stream internal/units internal/vhost",
 	"internal/httpserver": "internal/limit internal/units",
 	"internal/limit":      "",
@@ -74,6 +74,9 @@ var allowed = map[string]string{
 	// Writes the reference of all configuration keys.
 	"scripts/confdoc":  "edge internal/confdoc internal/discoverynode origin",
 	"internal/confdoc": "configs",
+
+	// Writes the page of figures of scripts/bench.sh.
+	"scripts/benchtable": "internal/bench",
 }
 
 // everything is the line of the one package that may import all others.

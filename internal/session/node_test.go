@@ -191,8 +191,8 @@ func (b *lockedBuffer) String() string {
 	return b.b.String()
 }
 
-// node is a running door with the role above behind it.
-type node struct {
+// testNode is a running door with the role above behind it.
+type testNode struct {
 	t          *testing.T
 	role       *role
 	sessions   *Server
@@ -213,9 +213,9 @@ func tenants() vhost.Vhosts {
 	return vhost.Vhosts{"a": a}
 }
 
-func start(t *testing.T, change func(o *Options, d *Door)) *node {
+func start(t *testing.T, change func(o *Options, d *Door)) *testNode {
 	t.Helper()
-	n := &node{t: t, role: &role{streams: map[string]*stream.Stream{}}, set: metrics.NewSet(), logs: &lockedBuffer{}}
+	n := &testNode{t: t, role: &role{streams: map[string]*stream.Stream{}}, set: metrics.NewSet(), logs: &lockedBuffer{}}
 	log := slog.New(slog.NewJSONHandler(n.logs, nil))
 	o := Options{
 		Config: DefaultConfig(0), RTMP: rtmp.DefaultServerConfig(), Vhosts: vhost.NewTable(tenants()), Role: n.role,
@@ -288,7 +288,7 @@ func start(t *testing.T, change func(o *Options, d *Door)) *node {
 	return n
 }
 
-func (n *node) metrics() string {
+func (n *testNode) metrics() string {
 	var b bytes.Buffer
 	n.set.WritePrometheus(&b)
 	return b.String()
@@ -297,7 +297,7 @@ func (n *node) metrics() string {
 // line is one line of the log.
 type line map[string]any
 
-func (n *node) lines(msg string) (lines []line) {
+func (n *testNode) lines(msg string) (lines []line) {
 	for _, l := range strings.Split(strings.TrimSpace(n.logs.String()), "\n") {
 		var x line
 		if l == "" {
@@ -314,7 +314,7 @@ func (n *node) lines(msg string) (lines []line) {
 }
 
 // eventually waits until ok, and fails the test if it never is.
-func (n *node) eventually(what string, ok func() bool) {
+func (n *testNode) eventually(what string, ok func() bool) {
 	n.t.Helper()
 	for deadline := time.Now().Add(patience); !ok(); {
 		if time.Now().After(deadline) {
@@ -326,7 +326,7 @@ func (n *node) eventually(what string, ok func() bool) {
 
 // refused waits for the nth refusal and checks its log line and its counter,
 // which must say the same and nothing else.
-func (n *node) refused(nth int, kind, protocol, reason, stream string) {
+func (n *testNode) refused(nth int, kind, protocol, reason, stream string) {
 	n.t.Helper()
 	n.eventually("a line of the refusal", func() bool { return len(n.lines("session refused")) >= nth })
 	all := n.lines("session refused")
@@ -347,14 +347,14 @@ func (n *node) refused(nth int, kind, protocol, reason, stream string) {
 }
 
 // ended waits for n ends of sessions and returns their lines.
-func (n *node) ended(count int) []line {
+func (n *testNode) ended(count int) []line {
 	n.t.Helper()
 	n.eventually("the ends of sessions", func() bool { return len(n.lines("session ended")) >= count })
 	return n.lines("session ended")
 }
 
 // dial connects over RTMP. path is APP/NAME with a query; tcURL may be empty.
-func (n *node) dial(path, tcURL string, peer ...string) (*rtmp.Client, rtmp.URL, error) {
+func (n *testNode) dial(path, tcURL string, peer ...string) (*rtmp.Client, rtmp.URL, error) {
 	n.t.Helper()
 	u, err := rtmp.ParseURL("rtmp://" + n.rtmp + "/" + path)
 	if err != nil {
@@ -376,7 +376,7 @@ func (n *node) dial(path, tcURL string, peer ...string) (*rtmp.Client, rtmp.URL,
 }
 
 // play starts an RTMP play.
-func (n *node) play(path, tcURL string, peer ...string) (*rtmp.Client, error) {
+func (n *testNode) play(path, tcURL string, peer ...string) (*rtmp.Client, error) {
 	n.t.Helper()
 	c, u, err := n.dial(path, tcURL, peer...)
 	if err != nil {
@@ -390,7 +390,7 @@ func (n *node) play(path, tcURL string, peer ...string) (*rtmp.Client, error) {
 }
 
 // publish starts an RTMP publish.
-func (n *node) publish(path, tcURL string) (*rtmp.Client, error) {
+func (n *testNode) publish(path, tcURL string) (*rtmp.Client, error) {
 	n.t.Helper()
 	c, u, err := n.dial(path, tcURL)
 	if err != nil {
@@ -404,7 +404,7 @@ func (n *node) publish(path, tcURL string) (*rtmp.Client, error) {
 }
 
 // get sends one request and returns the head of the answer; the body is open.
-func (n *node) get(method, addr, target string, headers ...string) *http.Response {
+func (n *testNode) get(method, addr, target string, headers ...string) *http.Response {
 	n.t.Helper()
 	req, err := http.NewRequestWithContext(n.t.Context(), method, "http://"+addr+target, nil)
 	if err != nil {

@@ -419,7 +419,7 @@ func TestPublishAgainAndAgain(t *testing.T) {
 }
 
 // all starts one session of each kind on a live stream and returns how many.
-func (n *node) all(key string) int {
+func (n *testNode) all(key string) int {
 	t := n.t
 	t.Helper()
 	path := strings.TrimPrefix(key, vhost.DefaultName+"/")
