@@ -9,7 +9,7 @@ ARGS     ?=
 PACKAGES = $$($(GO) list ./... | grep -v '/e2e$$')
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test test-go test-e2e test-imports fuzz bench lint vet staticcheck fmt-check tools docs clip clean
+.PHONY: help build run test test-go test-e2e test-imports fuzz bench bench-table lint vet staticcheck fmt-check tools docs clip clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ fuzz: ## Run each fuzz target for FUZZTIME (default 3s)
 bench: ## Run the Go benchmarks with allocation counts, and those of whole clusters
 	$(GO) test -run '^$$' -bench . -benchmem -timeout 20m ./...
 
+bench-table: build ## Measure what players cost an edge, in six minutes, and write docs/performance-table.md (fewer players: BENCH_SCALE=25)
+	scripts/bench.sh $(ARGS) > docs/performance-table.md.new
+	mv docs/performance-table.md.new docs/performance-table.md
+
 lint: vet staticcheck fmt-check ## vet, staticcheck and the gofmt check
 
 vet: ## go vet
@@ -66,4 +70,4 @@ clip: ## Make the looping test clip again (needs ffmpeg with libx264)
 	scripts/make-clip.sh
 
 clean: ## Remove what the other targets made
-	rm -rf bin dist docs/configuration.md.new
+	rm -rf bin dist docs/configuration.md.new docs/performance-table.md.new

@@ -128,11 +128,8 @@ func TestCluster(t *testing.T) {
 				cfg.Players, cfg.Probes, cfg.Streams, cfg.Ramp = 20, 4, 2, 100
 				cfg.Settle, cfg.Duration = 200*time.Millisecond, time.Second
 				cfg.Form.GOP = 500 * time.Millisecond
-				switch protocol {
-				case HTTPFLV:
+				if protocol == HTTPFLV {
 					cfg.Slow, cfg.Stalled, cfg.Crowd, cfg.CrowdTime = 1, 1, 10, 100*time.Millisecond
-				case HLS:
-					cfg.Duration = 3 * time.Second
 				}
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 				defer cancel()

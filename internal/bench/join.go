@@ -88,15 +88,16 @@ func (j *joiner) gather(p []byte, n int) (rest []byte, whole bool) {
 func (j *joiner) feedHead(p []byte) ([]byte, error) {
 	const end = "\r\n\r\n"
 	old := len(j.head)
-	j.head = append(j.head, p...)
-	at := bytes.Index(j.head[max(0, old-len(end)+1):], []byte(end))
+	j.head = append(j.head, p[:min(len(p), maxHead-old)]...)
+	from := max(0, old-len(end)+1)
+	at := bytes.Index(j.head[from:], []byte(end))
 	if at < 0 {
-		if len(j.head) > maxHead {
+		if len(j.head) == maxHead {
 			return nil, fmt.Errorf("%w: response head over %d bytes", errNotStream, maxHead)
 		}
 		return nil, nil
 	}
-	used := max(0, old-len(end)+1) + at + len(end) - old
+	used := from + at + len(end) - old
 	if err := j.checkStatus(); err != nil {
 		return nil, err
 	}

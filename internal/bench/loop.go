@@ -204,6 +204,10 @@ const epollET = 1 << 31
 // the server notices them soon.
 const slowWindow = 64 << 10
 
+// slowSegment is the segment size of slow and stalled players in bytes: that of
+// Ethernet.
+const slowSegment = 1448
+
 // prepareSocket sets the options of a player's socket; without any of them it
 // works as well, but less well.
 func prepareSocket(fd, window int) {
@@ -212,6 +216,9 @@ func prepareSocket(fd, window int) {
 	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	if window > 0 {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, window)
+		// The loopback's segments of 64 KiB would let such a player take bytes only
+		// every few seconds, and then many: no line that is slow does that.
+		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_MAXSEG, slowSegment)
 	}
 }
 
