@@ -281,7 +281,7 @@ func TestYAMLInDocuments(t *testing.T) {
 // as soon as it exists.
 const unwritten = "bench"
 
-var flagRow = regexp.MustCompile("(?m)^\\| `--([a-z-]+)[^`]*`(?:, `-(\\w)`)? \\| (?:`([^`]*)`)? ?\\|")
+var flagRow = regexp.MustCompile("(?m)^\\| `--([a-z0-9-]+)[^`]*`(?:, `-(\\w)`)? \\| (?:`([^`]*)`)? ?\\|")
 
 // docs/cli.md has every command with every flag and its default, and no other. A
 // command may have a page of its own, docs/COMMAND.md, instead of a section. A flag
