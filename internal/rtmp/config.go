@@ -168,7 +168,8 @@ const (
 	// trusted is the declared size up to which the memory of an authorised
 	// peer's message is taken at once.
 	trusted = 256 << 10
-	// Read buffers of peers before and after they were authorised.
+	// Read buffers. A server has a thousand publishers, whose frames are larger than
+	// the small one and are read past it; a client reads one stream for many.
 	smallBuffer = 4 << 10
 	largeBuffer = 16 << 10
 )
@@ -183,7 +184,7 @@ func (c *ServerConfig) strangerLimits() chunk.Limits {
 func (c *ServerConfig) publisherLimits() chunk.Limits {
 	return chunk.Limits{
 		MaxMessage: int(c.MaxMessage), MaxCommand: int(c.MaxCommand), MaxPending: int(c.MaxUnfinished),
-		MaxChunkStreams: c.MaxChunkStreams, Trusted: trusted, Buffer: largeBuffer,
+		MaxChunkStreams: c.MaxChunkStreams, Trusted: trusted, Buffer: smallBuffer,
 	}
 }
 
