@@ -38,7 +38,6 @@ type player struct {
 	marked  bool          // from is valid
 	bytes   uint64        // all that came
 	counted uint64        // what came behind the first key frame
-	before  uint64        // bytes at the beginning of the window
 	headers headerSet
 	err     error // why it failed or was closed
 }
@@ -150,7 +149,9 @@ func (l *loop) round() {
 		l.connect(p)
 	}
 	l.fresh = l.fresh[:0]
-	for {
+	// Each player once at most, so that whoever waits for the lock gets it even if
+	// there is no end of what comes.
+	for range len(l.players)/len(l.events) + 1 {
 		// With a time of zero it does not block, and so need not tell the scheduler.
 		n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.epoll),
 			uintptr(unsafe.Pointer(&l.events[0])), uintptr(len(l.events)), 0, 0, 0)

@@ -32,11 +32,11 @@ func (s *stepped) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// joinRTMP plays up to the first key frame and hands the connection to a loop.
+// joinRTMP plays for a player that l holds, up to the first key frame, and hands
+// the connection over to l.
 func (r *run) joinRTMP(ctx context.Context, l *loop, p *player) {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
-	l.hold(p, r.clock.now())
 	got, err := r.playRTMP(ctx, p.stream)
 	if err != nil {
 		l.refused(p, err)

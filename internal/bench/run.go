@@ -352,6 +352,7 @@ func (r *run) joinOne(loadCtx context.Context, kind playerKind) {
 	l := r.loops[i%len(r.loops)]
 	p := &player{stream: stream, kind: kind}
 	if r.t.protocol == RTMP {
+		l.hold(p, r.clock.now())
 		r.running.Go(func() { r.joinRTMP(loadCtx, l, p) })
 		return
 	}

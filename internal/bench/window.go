@@ -33,45 +33,62 @@ type Window struct {
 	phase int
 }
 
-// window measures the server for the duration of the configuration.
+// sample is what a window is the difference of two of. Its parts are taken in
+// the same order each time, because with a busy machine that takes a while.
+type sample struct {
+	at        time.Duration
+	count     count
+	cpu       usage
+	self      time.Duration
+	idle      time.Duration
+	ends      []position
+	perPlayer []uint64 // bytes of the light players, loop by loop
+}
+
+func (r *run) sample() sample {
+	s := sample{at: r.clock.now(), count: r.count(), cpu: r.server.cpu(), self: selfCPU(), idle: idle(), ends: r.ends()}
+	r.eachLight(func(p *player) { s.perPlayer = append(s.perPlayer, p.bytes) })
+	return s
+}
+
+// window measures the server for the duration of the configuration. Nobody joins
+// meanwhile.
 func (r *run) window(ctx context.Context, step string) (Window, error) {
+	a := r.sample()
 	w := Window{phase: r.phases.begin(r.clock.now())}
-	from, c0 := r.clock.now(), r.count()
-	cpu0, self0, idle0 := r.server.cpu(), selfCPU(), idle()
-	ends0 := r.ends()
-	r.eachLight(func(p *player) { p.before = p.bytes })
 	err := r.pause(ctx, step, r.cfg.Duration)
 	r.phases.end(r.clock.now())
-	ends1 := r.ends()
-	to, c1 := r.clock.now(), r.count()
-	cpu1, self1, idle1 := r.server.cpu(), selfCPU(), idle()
+	b := r.sample()
 	if err != nil {
 		return w, err
 	}
-	if len(cpu1.gone) > 0 {
-		return w, fmt.Errorf("measure server: processes %v have ended", cpu1.gone)
+	if len(b.cpu.gone) > 0 {
+		return w, fmt.Errorf("measure server: processes %v have ended", b.cpu.gone)
 	}
-	w.Seconds = (to - from).Seconds()
-	w.Players = c1.playing
-	w.Bytes = c1.bytes - c0.bytes
+	w.Seconds = (b.at - a.at).Seconds()
+	w.Players = b.count.playing
+	w.Bytes = b.count.bytes - a.count.bytes
 	w.BitRate = float64(w.Bytes) * 8 / w.Seconds
-	w.LoadCPU = (self1 - self0).Seconds()
-	w.IdleCores = (idle1 - idle0).Seconds() / w.Seconds
-	w.UserCPU = (cpu1.user - cpu0.user).Seconds()
-	w.SystemCPU = (cpu1.system - cpu0.system).Seconds()
-	w.CPU = (cpu1.total() - cpu0.total()).Seconds()
+	w.LoadCPU = (b.self - a.self).Seconds()
+	w.IdleCores = (b.idle - a.idle).Seconds() / w.Seconds
+	w.UserCPU = (b.cpu.user - a.cpu.user).Seconds()
+	w.SystemCPU = (b.cpu.system - a.cpu.system).Seconds()
+	w.CPU = (b.cpu.total() - a.cpu.total()).Seconds()
 	if w.Bytes > 0 {
 		w.CPUPerGB = w.CPU / (float64(w.Bytes) / 1e9)
 	}
-	for i := range ends1 {
-		w.PublishedBytes += ends1[i].flv - ends0[i].flv
+	for i := range b.ends {
+		w.PublishedBytes += b.ends[i].flv - a.ends[i].flv
 	}
+	i := 0
 	r.eachLight(func(p *player) {
-		due := ends1[p.stream].of(r.t.protocol) - ends0[p.stream].of(r.t.protocol)
+		got := b.perPlayer[i] - a.perPlayer[i]
+		due := b.ends[p.stream].of(r.t.protocol) - a.ends[p.stream].of(r.t.protocol)
 		plays := p.kind != stalled && (p.state == playerPlaying || p.state == playerClosed)
-		if plays && float64(p.bytes-p.before) < enough*float64(due) {
+		if plays && float64(got) < enough*float64(due) {
 			w.Behind++
 		}
+		i++
 	})
 	w.Delay = r.delays(w.phase)
 	return w, nil
