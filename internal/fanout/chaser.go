@@ -1,11 +1,10 @@
 package fanout
 
 import (
-	"math"
-	"time"
-
 	"errors"
+	"math"
 	"os"
+	"time"
 
 	"weir/internal/media"
 	"weir/internal/stream"
@@ -81,8 +80,12 @@ func (c *chaser) run() {
 		}
 		taken, end := c.gather(wish)
 		if len(c.tags) > 0 {
-			c.scratch = s.p.Format.append(c.scratch[:0], !s.started, c.tags)
-			s.started = true
+			var begin []byte
+			if !s.started {
+				s.started = true
+				begin = s.p.Format.begin(c.tags)
+			}
+			c.scratch = s.p.Format.append(c.scratch[:0], begin, c.tags)
 			if err := c.write(c.scratch); err != nil {
 				s.finish(classify(err), err)
 				return
@@ -97,7 +100,7 @@ func (c *chaser) run() {
 			c.linger()
 			s.finish(Ended, end)
 			return
-		case s.shard != nil && !wish.special() && !c.muting():
+		case s.shard != nil && !wish.special() && !c.apart():
 			c.giveBack()
 			return
 		default:
@@ -107,8 +110,10 @@ func (c *chaser) run() {
 	}
 }
 
-// muting reports that video is still left out although it was asked for again.
-func (c *chaser) muting() bool { return !c.video || c.waiting }
+// apart reports that the player waits for a key frame that its group does not
+// wait for: video is still left out although it was asked for again, or the log
+// has dropped what would be next and has no join point now.
+func (c *chaser) apart() bool { return !c.video || c.waiting || c.started && c.cursor.Seeking() }
 
 // listen has the stream wake the chaser, from the first wait on.
 func (c *chaser) listen() {
@@ -131,7 +136,7 @@ func (c *chaser) giveBack() {
 	_ = s.p.Conn.SetWriteDeadline(time.Time{}) // the shard's writes know none
 	s.skipBase += s.cursor.Skipped() - c.pauses
 	s.skipped.Store(s.skipBase)
-	if s.started {
+	if s.cursor.Headers() != nil {
 		s.cursor = s.p.Stream.At(s.cursor.Seq(), s.cursor.Headers()) // what it lost is counted
 	}
 	s.move(arriving)
@@ -184,7 +189,7 @@ func (c *chaser) gather(w wish) (taken bool, end error) {
 // so that it can be given back there. A player of the shard's that is given back
 // early would have to wait for its group.
 func (c *chaser) until(w wish) uint64 {
-	if c.group == nil || w.special() || c.muting() {
+	if c.group == nil || w.special() || c.apart() {
 		return math.MaxUint64
 	}
 	return c.group.next.Load()

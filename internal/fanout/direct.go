@@ -39,37 +39,45 @@ func prepare(raw syscall.RawConn, l Limits) {
 	})
 }
 
-// keeper is a connection whose descriptor nobody but the engine closes after Keep.
-type keeper interface{ Keep() }
+// keeper is a connection whose descriptor nothing but Release closes after a Keep
+// that reported true.
+type keeper interface {
+	Keep() bool
+	Release() error
+}
 
 // ownFD returns the descriptor of a connection that the engine can have for
 // itself, -1 of others. Writing to it costs an eighth less than through RawConn,
 // which takes the locks of the connection for each call.
 func ownFD(c net.Conn, raw syscall.RawConn) int {
 	k, ok := c.(keeper)
-	if !ok {
+	if !ok || !k.Keep() {
 		return -1
 	}
-	own := -1
+	own := -1 // from Keep on it is open, and stays so
 	if raw.Control(func(fd uintptr) { own = int(fd) }) != nil {
-		return -1
+		_ = k.Release()
 	}
-	k.Keep()
 	return own
 }
 
 // socketWriter sends to sockets without waiting. It belongs to one goroutine.
 type socketWriter struct {
+	now  func(fd uintptr, b []byte) (int, error)
 	send func(fd uintptr) bool // made once: a closure for each call would be garbage
 	out  []byte
 	n    int
 	err  error
 }
 
-func newSocketWriter() *socketWriter {
-	w := &socketWriter{}
+// newSocketWriter returns a writer that sends by now, sendNow if it is nil.
+func newSocketWriter(now func(fd uintptr, b []byte) (int, error)) *socketWriter {
+	if now == nil {
+		now = sendNow
+	}
+	w := &socketWriter{now: now}
 	w.send = func(fd uintptr) bool {
-		w.n, w.err = sendNow(fd, w.out)
+		w.n, w.err = w.now(fd, w.out)
 		return true // whatever came of it: the shard never waits
 	}
 	return w
@@ -80,13 +88,14 @@ func newSocketWriter() *socketWriter {
 // is used, so that one that is closed meanwhile cannot become somebody else's.
 func (w *socketWriter) write(fd int, raw syscall.RawConn, b []byte) (n int, err error) {
 	if fd >= 0 {
-		return sendNow(uintptr(fd), b)
+		return w.now(uintptr(fd), b)
 	}
 	w.out, w.n, w.err = b, 0, nil
-	if err := raw.Write(w.send); err != nil {
+	err = raw.Write(w.send)
+	w.out = nil
+	if err != nil {
 		return 0, err
 	}
-	w.out = nil
 	return w.n, w.err
 }
 

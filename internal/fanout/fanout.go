@@ -100,6 +100,15 @@ type Options struct {
 	// OnFlush, if not nil, is told after each round of a shard how late it was
 	// against its plan and how long it took. It is called by the shards.
 	OnFlush func(late, took time.Duration)
+
+	hooks hooks // of tests
+}
+
+// hooks are where tests look into an engine. Any may be nil.
+type hooks struct {
+	send  func(fd uintptr, b []byte) (int, error) // in place of sendNow
+	round func(s *shard)                          // after each round, by the shard
+	poll  func()                                  // after each wait of the reader
 }
 
 // Engine writes to its players. Its methods are safe for concurrent use.
@@ -136,7 +145,7 @@ func New(o Options) *Engine {
 		o.Shards = runtime.GOMAXPROCS(0)
 	}
 	e := &Engine{opt: o, sessions: map[*Session]struct{}{}, due: make(chan struct{}, 1), quit: make(chan struct{})}
-	e.reader = newReader(o.Log, e.running.Go)
+	e.reader = newReader(o.Log, o.hooks.poll, e.running.Go)
 	e.running.Go(e.reap)
 	for range o.Shards {
 		e.shards = append(e.shards, newShard(e, o.MaxLatency))
@@ -155,7 +164,7 @@ var ErrClosed = errors.New("fan-out is closed")
 // the first one to come. The engine owns the connection from then on, also when
 // it fails.
 func (e *Engine) Add(p Player) (*Session, error) {
-	s := &Session{e: e, p: p, fd: -1, cursor: p.Stream.Join()}
+	s := &Session{e: e, p: p, fd: -1, at: -1, cursor: p.Stream.Join()}
 	if raw, ok := direct(p.Conn); ok {
 		s.raw = raw
 		if s.shard = e.urgent; !p.Urgent {
@@ -163,11 +172,13 @@ func (e *Engine) Add(p Player) (*Session, error) {
 		}
 		prepare(raw, p.Limits)
 		s.fd = ownFD(p.Conn, raw)
+	} else {
+		s.place, s.wake = chased, make(chan struct{}, 1) // from the first End on
 	}
 	e.mu.Lock()
 	if e.closed {
 		e.mu.Unlock()
-		p.Conn.Close()
+		s.close()
 		return nil, ErrClosed
 	}
 	e.sessions[s] = struct{}{}

@@ -12,21 +12,23 @@ import (
 // stream in a format get is the same, and is made once: two formats that are
 // equal (==) make the same bytes.
 type Format interface {
-	// append adds whole tags to dst. first says that they are the first that the
-	// player gets.
-	append(dst []byte, first bool, tags []media.Tag) []byte
+	// begin returns what precedes the first tags that a player gets, whose kinds
+	// tags show.
+	begin(tags []media.Tag) []byte
+	// append adds whole tags to dst; begin is nil but before a player's first ones.
+	append(dst, begin []byte, tags []media.Tag) []byte
 }
 
 // FLV is the format of HTTP-FLV: the tags as they lie in the log.
 type FLV struct{}
 
-func (FLV) append(dst []byte, first bool, tags []media.Tag) []byte {
+func (FLV) begin(tags []media.Tag) []byte { return fileHeader(tags) }
+
+func (FLV) append(dst, begin []byte, tags []media.Tag) []byte {
 	if len(tags) == 0 {
 		return dst
 	}
-	if first {
-		dst = append(dst, fileHeader(tags)...)
-	}
+	dst = append(dst, begin...)
 	for _, t := range tags {
 		dst = append(dst, t...)
 	}
@@ -45,21 +47,20 @@ func fileHeader(tags []media.Tag) []byte {
 }
 
 // WebSocketFLV is FLV in binary WebSocket messages (RFC 6455, section 5.2), one
-// message for each batch of tags.
+// message for each run of tags.
 type WebSocketFLV struct{}
 
-func (WebSocketFLV) append(dst []byte, first bool, tags []media.Tag) []byte {
+func (WebSocketFLV) begin(tags []media.Tag) []byte { return fileHeader(tags) }
+
+func (WebSocketFLV) append(dst, begin []byte, tags []media.Tag) []byte {
 	if len(tags) == 0 {
 		return dst
 	}
-	size := 0
-	if first {
-		size = flv.HeaderSize
-	}
+	size := len(begin)
 	for _, t := range tags {
 		size += len(t)
 	}
-	return FLV{}.append(appendFrameHeader(dst, size), first, tags)
+	return FLV{}.append(appendFrameHeader(dst, size), begin, tags)
 }
 
 // appendFrameHeader opens an unmasked binary message of one frame.
@@ -80,7 +81,10 @@ type RTMP struct {
 	ChunkSize int    // that was announced to the player
 }
 
-func (f RTMP) append(dst []byte, _ bool, tags []media.Tag) []byte {
+// begin returns nothing: the session has announced the stream.
+func (RTMP) begin([]media.Tag) []byte { return nil }
+
+func (f RTMP) append(dst, _ []byte, tags []media.Tag) []byte {
 	for _, t := range tags {
 		dst = chunk.AppendMedia(dst, t, f.StreamID, f.ChunkSize)
 	}

@@ -1,7 +1,9 @@
 package fanout
 
 import (
+	"sort"
 	"sync/atomic"
+	"time"
 
 	"weir/internal/stream"
 )
@@ -15,26 +17,63 @@ type group struct {
 	waiting []*Session     // for the first join point
 	opening opening
 
-	next    atomic.Uint64 // sequence number that cursor stands before
+	told uint64 // of cursor.Skipped, what the healthy players were told
+
+	next    atomic.Uint64 // entry behind the last that was sent
 	members atomic.Int64  // sessions of the group, chased ones included; closedGroup once dropped
 }
 
-// opening is what players get that join now: the beginning of the format and the
-// stream from a join point up to the group's place.
-type opening struct {
-	from  uint64
-	bytes []byte // grows by appending; players may hold shorter slices of it
-	idle  int    // flushes since somebody joined
+// block is what players of a group get at a time: consecutive tags in their format.
+type block struct {
+	bytes  []byte
+	pieces []piece
+	lost   uint64 // tags that the group lost in front of the last piece
 }
 
-// idleFlushes is how many flushes an opening is kept up to date for nobody.
-const idleFlushes = 2
+// piece is a part of a block behind which a player can go on by itself. A player
+// whose socket is full has to take the rest of its piece, and may jump then.
+type piece struct {
+	end     int             // of the piece in the block's bytes
+	next    uint64          // entry that follows
+	headers *stream.Headers // that the player has by then
+	lost    uint64          // tags that the group lost in front of it, within the block
+}
+
+// pieceBytes is the size of a piece, the tag that exceeds it included.
+const pieceBytes = 32 << 10
+
+// holding returns the piece that a player is in, or just behind, that has taken n
+// bytes.
+func (b *block) holding(n int) *piece {
+	i := sort.Search(len(b.pieces), func(i int) bool { return b.pieces[i].end >= n })
+	return &b.pieces[i]
+}
+
+// extend adds what follows.
+func (b *block) extend(o *block) {
+	base := len(b.bytes)
+	b.bytes = append(b.bytes, o.bytes...)
+	for _, p := range o.pieces {
+		p.end += base
+		b.pieces = append(b.pieces, p)
+	}
+}
+
+// opening is what players get that join now: the beginning of the format and the
+// stream from a join point up to the group's place. It is kept up to date while
+// players join.
+type opening struct {
+	block
+	from uint64
+	used time.Time // when a player last joined
+}
+
+// openingIdle is how long an opening is kept for nobody.
+const openingIdle = time.Second
 
 func newGroup(key groupKey) *group {
-	s := key.stream
-	end := s.End()
-	g := &group{key: key, cursor: s.At(end, s.Headers())}
-	g.next.Store(end)
+	g := &group{key: key, cursor: key.stream.Tail()}
+	g.next.Store(g.cursor.Seq())
 	return g
 }
 
@@ -66,20 +105,20 @@ func (g *group) remove(p *Session) {
 	}
 }
 
-// extend keeps the opening up to date while players join.
-func (g *group) extend(block []byte) {
-	if g.opening.bytes == nil {
-		return
-	}
-	if g.opening.idle++; g.opening.idle > idleFlushes {
+// extend keeps the opening up to date.
+func (g *group) extend(b *block) {
+	switch {
+	case g.opening.bytes == nil:
+	case b.lost > 0:
 		g.opening = opening{}
-		return
+	default:
+		g.opening.extend(b)
 	}
-	g.opening.bytes = append(g.opening.bytes, block...)
 }
 
-// leave takes a member away. Safe for concurrent use.
-func (g *group) leave() { g.members.Add(-1) }
+// leave takes a member away and reports whether it was the last. Safe for
+// concurrent use.
+func (g *group) leave() (last bool) { return g.members.Add(-1) == 0 }
 
 // closedGroup is the number of members of a group that was dropped.
 const closedGroup = -1 << 32

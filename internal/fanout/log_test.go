@@ -33,7 +33,12 @@ type source struct {
 
 func newSource(t testing.TB) *source {
 	t.Helper()
-	s := stream.New(stream.Limits{MaxBytes: 64 << 20, MaxTime: 8 * time.Second})
+	return newSourceWith(t, stream.Limits{MaxBytes: 64 << 20, MaxTime: 8 * time.Second})
+}
+
+func newSourceWith(t testing.TB, limits stream.Limits) *source {
+	t.Helper()
+	s := stream.New(limits)
 	p, err := s.Publish()
 	if err != nil {
 		t.Fatal(err)

@@ -34,7 +34,7 @@ func (p *pace) round(d time.Duration, n, players int) {
 
 // plan sets the interval for a number of players.
 func (p *pace) plan(players int) {
-	p.interval = min(p.most, time.Duration(float64(p.perSend)*float64(players)/sendShare))
+	p.interval = time.Duration(min(float64(p.most), float64(p.perSend)*float64(players)/sendShare))
 	if p.interval < atOnce {
 		p.interval = 0
 	}

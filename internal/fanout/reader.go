@@ -16,7 +16,8 @@ import (
 // say nothing but that they have left. It has an epoll instance of its own beside
 // that of Go's runtime, which would need a goroutine for each connection.
 type reader struct {
-	log *slog.Logger
+	log    *slog.Logger
+	polled func() // for tests, may be nil
 
 	start sync.Once // opens it, for the first session
 	begin func(run func())
@@ -36,8 +37,8 @@ const stopID = 0
 
 // newReader returns a reader that starts with its first session; begin runs its
 // goroutine.
-func newReader(log *slog.Logger, begin func(run func())) *reader {
-	return &reader{log: log, begin: begin, poll: -1, wake: -1, sessions: map[uint64]*Session{}}
+func newReader(log *slog.Logger, polled func(), begin func(run func())) *reader {
+	return &reader{log: log, polled: polled, begin: begin, poll: -1, wake: -1, sessions: map[uint64]*Session{}}
 }
 
 func (r *reader) open() error {
@@ -83,10 +84,15 @@ func (r *reader) add(s *Session) bool {
 	r.mu.Lock()
 	r.sessions[id] = s
 	r.mu.Unlock()
+	if s.isOver() { // and its remove may have come before
+		r.remove(s)
+		return true
+	}
 	var err error
 	if cerr := s.raw.Control(func(fd uintptr) {
 		err = unix.EpollCtl(r.poll, unix.EPOLL_CTL_ADD, int(fd), event(unix.EPOLLIN|unix.EPOLLRDHUP, id))
 	}); cerr != nil {
+		r.remove(s)
 		s.End(Left) // it is closed already
 		return true
 	}
@@ -105,6 +111,15 @@ func (r *reader) remove(s *Session) {
 		delete(r.sessions, id)
 		r.mu.Unlock()
 	}
+}
+
+// drop is remove for a session whose socket stays open for now: with what it has
+// to say unread it would be reported again and again.
+func (r *reader) drop(s *Session) {
+	_ = s.raw.Control(func(fd uintptr) {
+		_ = unix.EpollCtl(r.poll, unix.EPOLL_CTL_DEL, int(fd), nil)
+	})
+	r.remove(s)
 }
 
 // stop ends run. All sessions are over by then.
@@ -127,6 +142,9 @@ func (r *reader) run() {
 		if err != nil && !errors.Is(err, syscall.EINTR) {
 			r.log.Error("players are not read any more", "err", err)
 			return
+		}
+		if r.polled != nil {
+			r.polled()
 		}
 		for i := range max(n, 0) {
 			id := idOf(&events[i])
@@ -169,10 +187,9 @@ func (r *socketReader) serve(s *Session) {
 	r.n, r.err = 0, nil
 	err := s.raw.Read(r.recv)
 	switch {
-	case err != nil: // closed by End
-	case errors.Is(r.err, syscall.EAGAIN):
-	case r.err != nil, r.n == 0, !s.p.Read(s, r.buf[:r.n]):
-		s.e.reader.remove(s)
+	case err == nil && errors.Is(r.err, syscall.EAGAIN):
+	case err != nil, r.err != nil, r.n == 0, !s.p.Read(s, r.buf[:r.n]):
+		s.e.reader.drop(s)
 		s.End(Left)
 	}
 }

@@ -26,7 +26,7 @@ type Session struct {
 	group   *group
 	at      int            // index among the group's players
 	cursor  *stream.Cursor // where a chaser goes on
-	rest    []byte         // to be written before that; may begin in the middle of a tag
+	rest    []byte         // to be written before that; may begin in the middle of a tag; its alone
 	started bool           // the player has got the beginning of its format
 
 	skipBase uint64 // tags lost before cursor
@@ -120,12 +120,12 @@ func (s *Session) End(why Reason) {
 	}
 	wait := s.fd >= 0 && (s.place == arriving || s.place == sharded)
 	if first && s.fd >= 0 && !wait {
-		s.p.Conn.Close() // under the lock: the shard must not get it back before
+		s.close() // under the lock: the shard must not get it back before
 	}
 	s.mu.Unlock()
 	if first {
 		if s.fd < 0 {
-			s.p.Conn.Close()
+			s.close()
 		}
 		s.attend()
 	}
@@ -183,6 +183,12 @@ func (s *Session) move(to place) {
 	s.mu.Unlock()
 }
 
+func (s *Session) isOver() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.place == over
+}
+
 // take returns what was asked for since the last time.
 func (s *Session) take() (inject []byte, w wish, reason Reason) {
 	s.mu.Lock()
@@ -201,22 +207,43 @@ func (s *Session) settle(why Reason) Reason {
 	return s.reason
 }
 
+// lose counts tags that the player lost, by whoever has the session.
+func (s *Session) lose(n uint64) {
+	if n > 0 {
+		s.skipBase += n
+		s.skipped.Store(s.skipBase)
+	}
+}
+
 // finish closes the connection and ends the session, by whoever has it.
 func (s *Session) finish(why Reason, err error) {
 	s.move(over)
-	if why = s.settle(why); why == TooSlow {
+	if settled := s.settle(why); settled != why {
+		why, err = settled, nil // the error only shows that it was ended
+	}
+	if why == TooSlow {
 		// What lies in the socket would be kept for a peer that does not read.
 		if c, ok := s.p.Conn.(interface{ SetLinger(seconds int) error }); ok {
 			_ = c.SetLinger(0)
 		}
 	}
 	s.e.reader.remove(s)
-	s.p.Conn.Close()
-	if s.group != nil {
-		s.group.leave()
+	s.close()
+	if s.group != nil && s.group.leave() {
+		s.shard.nudge() // to drop the group
 	}
 	s.rest, s.cursor = nil, nil
 	s.e.finish(s, Result{Reason: why, Err: err, Bytes: s.bytes.Load(), Skipped: s.skipped.Load()})
+}
+
+// close closes the connection. A descriptor of the engine's own may only be closed
+// while no shard has the session.
+func (s *Session) close() {
+	if s.fd >= 0 {
+		_ = s.p.Conn.(keeper).Release()
+	} else {
+		_ = s.p.Conn.Close()
+	}
 }
 
 // readBlocking gives what the player sends to Read, for connections that the

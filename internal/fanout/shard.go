@@ -1,6 +1,7 @@
 package fanout
 
 import (
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -22,10 +23,15 @@ type shard struct {
 	pace   pace
 	last   time.Time // when the last round began
 	out    *socketWriter
-	sends  int // of this round
+	sends  int  // of this round
+	warm   bool // there is an opening that time has to drop
 
-	entries [64]stream.Entry
+	// For the making of blocks.
+	entries [8]stream.Entry
 	tags    []media.Tag
+	pieces  []piece
+	cuts    []int  // among tags, where pieces end
+	buffer  []byte // of the last block
 
 	mu     sync.Mutex
 	letter []*Session // guarded by mu; mail not yet read
@@ -37,14 +43,14 @@ type groupKey struct {
 	format Format
 }
 
-// batchBytes bounds what is made and sent of a group at a time, the tag that
-// exceeds it included.
+// batchBytes is about how much is made and sent of a group at a time: the few tags
+// that exceed it included.
 const batchBytes = 256 << 10
 
 func newShard(e *Engine, latency time.Duration) *shard {
 	return &shard{
 		e: e, wake: make(chan struct{}, 1), post: make(chan struct{}, 1), done: make(chan struct{}),
-		groups: map[groupKey]*group{}, pace: newPace(latency), out: newSocketWriter(),
+		groups: map[groupKey]*group{}, pace: newPace(latency), out: newSocketWriter(e.opt.hooks.send),
 	}
 }
 
@@ -53,6 +59,11 @@ func (s *shard) deliver(p *Session) {
 	s.mu.Lock()
 	s.letter = append(s.letter, p)
 	s.mu.Unlock()
+	s.nudge()
+}
+
+// nudge has the shard look at its mail and its groups. Safe for concurrent use.
+func (s *shard) nudge() {
 	select {
 	case s.post <- struct{}{}:
 	default:
@@ -66,13 +77,20 @@ func (s *shard) stop() { close(s.done) }
 func (s *shard) run() {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
-	planned := false // the timer runs: the next round is planned
+	timer.Stop()
+	planned := false // the timer runs for the next round
+	round := func() {
+		s.round()
+		if planned = false; s.warm {
+			timer.Reset(openingIdle)
+		} else {
+			timer.Stop()
+		}
+	}
 	for {
-		wake, due := s.wake, timer.C
+		wake := s.wake
 		if planned {
 			wake = nil // growing streams need not wake the shard before
-		} else {
-			due = nil
 		}
 		select {
 		case <-s.done:
@@ -83,9 +101,8 @@ func (s *shard) run() {
 				continue
 			}
 		case <-wake:
-		case <-due:
-			planned = false
-			s.round()
+		case <-timer.C:
+			round()
 			continue
 		}
 		if left := time.Until(s.last.Add(s.pace.interval)); left > 0 {
@@ -93,7 +110,7 @@ func (s *shard) run() {
 			planned = true
 			continue
 		}
-		s.round()
+		round()
 	}
 }
 
@@ -102,7 +119,7 @@ func (s *shard) round() {
 	begun := time.Now()
 	late := max(0, begun.Sub(s.last)-s.pace.interval)
 	s.last = begun
-	s.sends = 0
+	s.sends, s.warm = 0, false
 	players, grown := 0, false
 	for i := 0; i < len(s.list); i++ {
 		g := s.list[i]
@@ -111,7 +128,17 @@ func (s *shard) round() {
 			i--
 			continue
 		}
+		if g.opening.bytes != nil {
+			if begun.Sub(g.opening.used) > openingIdle {
+				g.opening = opening{}
+			} else {
+				s.warm = true
+			}
+		}
 		players += len(g.healthy)
+	}
+	if f := s.e.opt.hooks.round; f != nil {
+		f(s)
 	}
 	took := time.Since(begun)
 	s.pace.round(took, s.sends, players)
@@ -196,7 +223,7 @@ func (s *shard) asked(p *Session) bool {
 		s.chase(p, inject)
 		return false
 	case len(inject) > 0:
-		return s.write(p, inject)
+		return s.inject(p, inject)
 	}
 	return true
 }
@@ -217,139 +244,229 @@ func (s *shard) join(p *Session) {
 
 // opening returns what a new player gets first, nil if there is no join point for
 // it yet. It is made once for all that join at the same place.
-func (s *shard) opening(p *Session) []byte {
+func (s *shard) opening(p *Session) *block {
 	g := p.group
-	seq, ok := p.cursor.Settle(g.next.Load())
-	if !ok {
-		return nil
-	}
-	if g.opening.bytes == nil || g.opening.from != seq {
-		cursor := g.key.stream.At(seq, nil)
-		var tags []media.Tag
-		for {
-			run, _ := cursor.NextUntil(s.entries[:], g.next.Load())
-			if len(run.Entries) == 0 {
-				break
-			}
-			tags = appendRun(tags, run)
-		}
-		clear(s.entries[:])
-		if len(tags) == 0 { // the join point has left the log meanwhile
+	for {
+		next := g.next.Load()
+		seq, ok := p.cursor.Settle(next)
+		if !ok {
 			return nil
 		}
-		g.opening = opening{from: seq, bytes: g.key.format.append(nil, true, tags)}
+		if g.opening.bytes == nil || g.opening.from != seq {
+			entries, _ := s.take(g.key.stream.At(seq, nil), next, math.MaxInt, 0)
+			if entries != next-seq { // the log has dropped the join point meanwhile
+				s.release()
+				continue
+			}
+			b := s.format(nil, g.key.format, true)
+			b.pieces = slices.Clone(b.pieces)
+			s.release()
+			g.opening = opening{block: b, from: seq}
+		}
+		g.opening.used = time.Now()
+		s.warm = true
+		return &g.opening.block
 	}
-	g.opening.idle = 0
-	return g.opening.bytes
-}
-
-// appendRun adds the tags of a run, after the headers that it needs.
-func appendRun(tags []media.Tag, run stream.Run) []media.Tag {
-	if run.Headers != nil && len(run.Entries) > 0 {
-		tags = append(tags, run.Headers.At(run.Entries[0].Tag.Time())...)
-	}
-	for i := range run.Entries {
-		tags = append(tags, run.Entries[i].Tag)
-	}
-	return tags
 }
 
 // readmit places a player that has caught up with its group, or nearly so: both
 // go on meanwhile.
 func (s *shard) readmit(p *Session) {
 	g, cursor := p.group, p.cursor
-	if cursor.Seq() > g.next.Load() {
+	// Where it has just jumped to it may lack headers that the group has had.
+	if at := g.next.Load(); cursor.Seq() > at || cursor.Seq() == at && cursor.Headers() != g.cursor.Headers() {
 		s.flush(g)
 	}
-	p.cursor = nil
-	g.add(p)
-	if cursor.Seq() == g.next.Load() {
-		return
+	next := g.next.Load()
+	entries, _ := s.take(cursor, next, math.MaxInt, 0)
+	b := s.format(s.buffer, g.key.format, false)
+	s.buffer = b.bytes
+	ahead := cursor.Seq() - next
+	switch {
+	case cursor.Seeking(), ahead > 0 && cursor.Skipped() > 0: // the log has dropped its place
+		s.chase(p, s.keep(b.bytes))
+	case ahead > 0:
+		// The group has lost its place and waits for a join point. From now on
+		// the player does, too; what it has already is not lost to it.
+		p.skipBase -= ahead
+		fallthrough
+	default:
+		p.cursor = nil
+		g.add(p)
+		if entries > 0 {
+			s.write(p, &b)
+		}
 	}
-	var tags []media.Tag
-	for {
-		run, _ := cursor.NextUntil(s.entries[:], g.next.Load())
-		if len(run.Entries) == 0 {
+	s.release()
+}
+
+// take reads entries before end for a block, until they have limit bytes or a few
+// tags more. What cursor has skipped beyond told counts as lost in front of them.
+// It returns how many entries there are and, behind the last of a closed stream,
+// the cause of closing. The shard holds the tags until release.
+func (s *shard) take(cursor *stream.Cursor, end uint64, limit int, told uint64) (entries uint64, closed error) {
+	var (
+		last piece // as far as it goes
+		open int   // bytes of it
+	)
+	cut := func() {
+		if open > 0 {
+			s.pieces, s.cuts, open = append(s.pieces, last), append(s.cuts, len(s.tags)), 0
+		}
+	}
+	for size := 0; size < limit; {
+		var run stream.Run
+		if run, closed = cursor.NextUntil(s.entries[:], end); len(run.Entries) == 0 {
 			break
 		}
-		tags = appendRun(tags, run)
+		lost := cursor.Skipped() - told
+		if lost != last.lost { // who went on by itself here would lose the same
+			cut()
+		}
+		if run.Headers != nil {
+			for _, t := range run.Headers.At(run.Entries[0].Tag.Time()) {
+				s.tags = append(s.tags, t)
+				size += len(t)
+				open += len(t)
+			}
+		}
+		seq := cursor.Seq() - uint64(len(run.Entries))
+		for i := range run.Entries {
+			e := &run.Entries[i]
+			s.tags = append(s.tags, e.Tag)
+			size += len(e.Tag)
+			open += len(e.Tag)
+			seq++
+			last = piece{next: seq, headers: e.Headers, lost: lost}
+			if open >= pieceBytes {
+				cut()
+			}
+		}
+		entries += uint64(len(run.Entries))
 	}
+	cut()
+	return entries, closed
+}
+
+// format makes a block of the tags taken, in dst if that is large enough. Its
+// pieces are the shard's until release.
+func (s *shard) format(dst []byte, f Format, first bool) block {
+	size := 0
+	for _, t := range s.tags {
+		size += len(t)
+	}
+	var begin []byte
+	if first {
+		begin = f.begin(s.tags)
+	}
+	dst = slices.Grow(dst[:0], size+size/8+len(begin)+64) // messages and chunks have headers
+	from := 0
+	for i := range s.pieces {
+		dst = f.append(dst, begin, s.tags[from:s.cuts[i]])
+		begin, from = nil, s.cuts[i]
+		s.pieces[i].end = len(dst)
+	}
+	b := block{bytes: dst, pieces: s.pieces}
+	if n := len(b.pieces); n > 0 {
+		b.lost = b.pieces[n-1].lost
+	}
+	return b
+}
+
+// release lets go of what take and format hold.
+func (s *shard) release() {
 	clear(s.entries[:])
-	p.skipBase += cursor.Skipped()
-	p.skipped.Store(p.skipBase)
-	if len(tags) > 0 {
-		s.write(p, g.key.format.append(nil, !p.started, tags))
-		p.started = true
+	clear(s.tags)
+	clear(s.pieces)
+	s.tags, s.pieces, s.cuts = s.tags[:0], s.pieces[:0], s.cuts[:0]
+	if cap(s.buffer) > 2*batchBytes {
+		s.buffer = nil
 	}
+}
+
+// keep returns rest, the end of a block, for a player to keep. A long one, which a
+// large tag makes, is shared by all whose sockets it fills.
+func (s *shard) keep(rest []byte) []byte {
+	if len(rest) <= 2*pieceBytes {
+		return slices.Clone(rest)
+	}
+	s.buffer = nil // it may be in there
+	return rest
 }
 
 // flush sends what is new of a group's stream. It reports whether there was
 // anything.
 func (s *shard) flush(g *group) (grown bool) {
 	for {
-		size, lost := 0, g.cursor.Skipped()
-		var end error
-		for size < batchBytes {
-			var run stream.Run
-			if run, end = g.cursor.Next(s.entries[:]); len(run.Entries) == 0 {
-				break
-			}
-			from := len(s.tags)
-			s.tags = appendRun(s.tags, run)
-			for _, t := range s.tags[from:] {
-				size += len(t)
-			}
-		}
-		if len(s.tags) == 0 {
-			if end != nil {
+		entries, closed := s.take(g.cursor, math.MaxUint64, batchBytes, g.told)
+		if entries == 0 {
+			if closed != nil {
 				s.end(g)
 			}
 			break
 		}
 		grown = true
-		block := g.key.format.append(make([]byte, 0, size+size/8+64), false, s.tags)
-		clear(s.tags)
-		clear(s.entries[:])
-		s.tags = s.tags[:0]
-		g.next.Store(g.cursor.Seq())
-		g.extend(block)
-		s.send(g, block, g.cursor.Skipped()-lost)
+		last := &s.pieces[len(s.pieces)-1]
+		g.told += last.lost
+		g.next.Store(last.next)
+		if len(g.healthy) > 0 || g.opening.bytes != nil {
+			b := s.format(s.buffer, g.key.format, false)
+			s.buffer = b.bytes
+			g.extend(&b)
+			for i := 0; i < len(g.healthy); {
+				if s.write(g.healthy[i], &b) {
+					i++
+				}
+			}
+		}
+		s.release()
 	}
-	if len(g.waiting) > 0 {
+	if grown && len(g.waiting) > 0 {
 		s.placeWaiting(g)
 	}
 	return grown
 }
 
-// send gives a block to all healthy players of a group.
-func (s *shard) send(g *group, block []byte, lost uint64) {
-	for i := 0; i < len(g.healthy); {
-		p := g.healthy[i]
-		if lost > 0 {
-			p.skipBase += lost
-			p.skipped.Store(p.skipBase)
-		}
-		if s.write(p, block) {
-			i++
-		}
+// write sends a block to a healthy player of a group, who has got all before it.
+// It reports false if the player is not among the healthy ones any more.
+func (s *shard) write(p *Session, b *block) bool {
+	n, ok := s.send(p, b.bytes)
+	if !ok {
+		return false
 	}
+	if n == len(b.bytes) {
+		p.lose(b.lost)
+		return true
+	}
+	in := b.holding(n)
+	p.lose(in.lost)
+	p.cursor = p.p.Stream.At(in.next, in.headers)
+	s.chase(p, s.keep(b.bytes[n:in.end]))
+	return false
 }
 
-// write sends bytes to a player of the group that has got all before them. It
-// reports false if the player is not among the healthy ones any more.
-func (s *shard) write(p *Session, b []byte) bool {
+// inject sends what was injected to a player at a tag boundary. It reports false
+// if the shard has the player no more.
+func (s *shard) inject(p *Session, b []byte) bool {
+	n, ok := s.send(p, b)
+	if ok && n < len(b) {
+		s.chase(p, b[n:])
+		return false
+	}
+	return ok
+}
+
+// send sends what a player's socket takes of b. It reports false if the
+// connection is broken; the session is over then.
+func (s *shard) send(p *Session, b []byte) (n int, ok bool) {
 	n, err := s.out.write(p.fd, p.raw, b)
 	s.sends++
 	p.bytes.Add(uint64(n))
-	switch {
-	case n == len(b):
-		return true
-	case err != nil:
+	if err != nil {
 		s.finish(p, classify(err), err)
-	default:
-		s.chase(p, b[n:])
+		return n, false
 	}
-	return false
+	return n, true
 }
 
 // chase gives a player whose socket is full, or who wants something special, to

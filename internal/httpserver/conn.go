@@ -2,6 +2,7 @@ package httpserver
 
 import (
 	"crypto/tls"
+	"errors"
 	"io"
 	"net"
 	"sync"
@@ -39,8 +40,7 @@ type record struct {
 	release func() // gives the place at the gate back
 
 	state  atomic.Int32 // connState
-	closed atomic.Bool  // by leave
-	kept   atomic.Bool  // only its owner closes it
+	fate   atomic.Int32 // fate
 	linger atomic.Bool  // the peer may still be sending a request that was refused
 
 	counted bool // guarded by run.mu; among the taken connections
@@ -52,12 +52,21 @@ type record struct {
 	early []byte // bytes that were read behind the hijacked request
 }
 
+// fate says who closes a connection.
+type fate int32
+
+const (
+	fateOpen   fate = iota // whoever comes first
+	fateKept               // Release alone
+	fateClosed             // it is closed
+)
+
 func (r *record) rec() *record { return r }
 
-// leave takes the connection out of the registry and gives its place back. It
-// returns false if that was done before.
-func (r *record) leave() bool {
-	if !r.closed.CompareAndSwap(false, true) {
+// leave takes a connection of that fate out of the registry and gives its place
+// back, for the caller to close it. It returns false if the fate is another.
+func (r *record) leave(f fate) bool {
+	if !r.fate.CompareAndSwap(int32(f), int32(fateClosed)) {
 		return false
 	}
 	r.run.forget(r)
@@ -130,33 +139,43 @@ func (c *tcpConn) ReadFrom(r io.Reader) (int64, error) {
 }
 
 // Close closes the connection and gives its place back, once. Behind a refused
-// request it first lets the peer read the refusal.
+// request it first lets the peer read the refusal. One that is kept is only shut
+// down.
 func (c *tcpConn) Close() error {
 	if c.linger.CompareAndSwap(true, false) {
 		lingerClose(c.TCPConn)
 	}
-	if !c.leave() {
+	return c.end()
+}
+
+func (c *tcpConn) abort() { _ = c.end() }
+
+func (c *tcpConn) end() error {
+	switch {
+	case c.leave(fateOpen):
+		return c.TCPConn.Close()
+	case fate(c.fate.Load()) == fateKept: // its owner finds out
+		return errors.Join(c.TCPConn.CloseRead(), c.TCPConn.CloseWrite())
+	}
+	return net.ErrClosed
+}
+
+// Keep makes Release the only thing that closes the descriptor of a taken
+// connection, for an owner that uses the descriptor itself: it would otherwise
+// write to whatever file gets its number next. Close, and the server's shutdown,
+// then only shut the socket down, which the owner notices. It reports false if the
+// connection is closed already, or kept.
+func (c *tcpConn) Keep() bool {
+	return c.fate.CompareAndSwap(int32(fateOpen), int32(fateKept))
+}
+
+// Release closes a connection that is kept and gives its place back, once.
+func (c *tcpConn) Release() error {
+	if !c.leave(fateKept) {
 		return net.ErrClosed
 	}
 	return c.TCPConn.Close()
 }
-
-func (c *tcpConn) abort() {
-	if c.kept.Load() { // its owner finds out and closes it
-		_ = c.TCPConn.CloseRead()
-		_ = c.TCPConn.CloseWrite()
-		return
-	}
-	if c.leave() {
-		c.TCPConn.Close()
-	}
-}
-
-// Keep makes Close by its owner the only thing that closes the descriptor of a
-// taken connection: when the server shuts down it only shuts the socket down. An
-// owner that uses the descriptor itself would otherwise write to whatever file gets
-// its number next.
-func (c *tcpConn) Keep() { c.kept.Store(true) }
 
 // lingerClose ends the sending side of c and reads what its peer still sends, for
 // a short time. Closing a socket with unread input resets the connection, and
@@ -185,7 +204,7 @@ func (c *tlsConn) Read(p []byte) (int, error) {
 
 // Close closes the connection and gives its place back, once.
 func (c *tlsConn) Close() error {
-	if !c.leave() {
+	if !c.leave(fateOpen) {
 		return net.ErrClosed
 	}
 	return c.Conn.Close()
@@ -193,7 +212,7 @@ func (c *tlsConn) Close() error {
 
 // abort does not wait for the peer to take TLS's farewell.
 func (c *tlsConn) abort() {
-	if c.leave() {
+	if c.leave(fateOpen) {
 		c.NetConn().Close()
 	}
 }
@@ -215,7 +234,7 @@ func (c *otherConn) Read(p []byte) (int, error) {
 
 // Close closes the connection and gives its place back, once.
 func (c *otherConn) Close() error {
-	if !c.leave() {
+	if !c.leave(fateOpen) {
 		return net.ErrClosed
 	}
 	return c.Conn.Close()

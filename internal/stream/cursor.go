@@ -166,6 +166,14 @@ func (c *Cursor) Behind() (entries uint64, ms uint32) {
 	return c.s.next - c.next, uint32(max(d, 0))
 }
 
+// Tail returns a cursor on the next entry to come, for a reader that has the
+// headers in force.
+func (s *Stream) Tail() *Cursor {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return &Cursor{s: s, next: s.next, headers: s.headers}
+}
+
 // At returns a cursor that continues at entry seq (see Seq), for a reader that
 // has the headers h, which may be nil.
 func (s *Stream) At(seq uint64, h *Headers) *Cursor {
@@ -176,12 +184,9 @@ func (s *Stream) At(seq uint64, h *Headers) *Cursor {
 // Entries are numbered from 0 in the order in which they were appended.
 func (c *Cursor) Seq() uint64 { return c.next }
 
+// Seeking reports whether the cursor waits for a join point: it has not been
+// placed yet, or it fell behind a log that has none.
+func (c *Cursor) Seeking() bool { return c.seeking }
+
 // Headers returns the headers that the reader has, nil before its first entry.
 func (c *Cursor) Headers() *Headers { return c.headers }
-
-// End returns the sequence number that the next entry appended will have.
-func (s *Stream) End() uint64 {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return s.next
-}
