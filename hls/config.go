@@ -31,7 +31,10 @@
 // number of half seconds since 2020-01-01 UTC at its start. Segments last half
 // a second or more on the average, so numbers grow more slowly than that clock,
 // and the playlist of the next owner goes on with larger ones, wherever it runs.
-// The discontinuity sequence starts from the same number for the same reason.
+// The discontinuity sequence starts from the same clock, but wraps every nine
+// hours: players keep tables that are as long as the number is large (hls.js 1.7.4
+// stops the page for seconds at 435 million). After a takeover it is another number
+// than before, which is what players need, and seldom a smaller one.
 package hls
 
 import (

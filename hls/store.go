@@ -62,6 +62,10 @@ type segment struct {
 
 func (s *segment) size() int64 { return int64(cap(s.object.Body)) + segmentOverhead }
 
+// discontinuityWrap bounds the first discontinuity sequence; see the package's
+// comment.
+const discontinuityWrap = 1 << 16
+
 func newStore(config Config, name, vhost string, epoch uint64, now func() time.Time) *Store {
 	number := numberAt(now())
 	return &Store{
@@ -74,7 +78,7 @@ func newStore(config Config, name, vhost string, epoch uint64, now func() time.T
 		segments:      make(map[uint64]*segment),
 		independent:   true,
 		nextSeq:       number,
-		discontinuity: number,
+		discontinuity: number % discontinuityWrap,
 	}
 }
 

@@ -93,8 +93,8 @@ func TestStoreIsBoundedByBytes(t *testing.T) {
 	}
 }
 
-// Sequence and discontinuity numbers of the next owner are larger, whatever the
-// first one did in its time.
+// The sequence numbers of the next owner are larger and its discontinuity numbers
+// others, whatever the first one did in its time.
 func TestTakeoverByAnotherOrigin(t *testing.T) {
 	now := time.Date(2026, 11, 22, 0, 0, 0, 0, time.UTC)
 	c := hlstest.Checker{AllowTakeover: true}
@@ -165,7 +165,7 @@ func TestPlaylistBytes(t *testing.T) {
 #EXT-X-INDEPENDENT-SEGMENTS
 #EXT-X-TARGETDURATION:2
 #EXT-X-MEDIA-SEQUENCE:%[1]d
-#EXT-X-DISCONTINUITY-SEQUENCE:%[1]d
+#EXT-X-DISCONTINUITY-SEQUENCE:%[4]d
 #EXT-X-DISCONTINUITY
 #EXT-X-PROGRAM-DATE-TIME:2026-11-22T05:30:00Z
 #EXTINF:2.00200,
@@ -174,7 +174,7 @@ func TestPlaylistBytes(t *testing.T) {
 #EXTINF:2.00200,
 %[3]s%[2]d.ts?vhost=a%%26b
 #EXT-X-ENDLIST
-`, seq, seq+1, name)
+`, seq, seq+1, name, seq%discontinuityWrap)
 	got := s.Playlist(t.Context())
 	if string(got.Body) != want {
 		t.Errorf("got:\n%s\nwant:\n%s", got.Body, want)

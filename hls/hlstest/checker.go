@@ -26,6 +26,10 @@ type Checker struct {
 	Takeovers int
 }
 
+// maxDiscontinuity is the largest discontinuity sequence that does not slow players
+// down.
+const maxDiscontinuity = 1 << 20
+
 // Playlist checks one more copy of the playlist against RFC 8216: by itself
 // (section 4), and against the copies before (section 6.2). It returns the
 // segments that are new, and all breaches joined.
@@ -36,6 +40,9 @@ func (c *Checker) Playlist(body []byte) (*Playlist, []Segment, error) {
 	if len(p.Segments) == 0 {
 		fail("the playlist is empty")
 		return p, nil, errors.Join(errs...)
+	}
+	if p.Discontinuity > maxDiscontinuity {
+		fail("discontinuity sequence %d: hls.js keeps a table of that length", p.Discontinuity)
 	}
 	if c.known == nil {
 		c.known = map[uint64]Segment{}
@@ -48,8 +55,8 @@ func (c *Checker) Playlist(body []byte) (*Playlist, []Segment, error) {
 			if p.MediaSequence < old.MediaSequence+uint64(len(old.Segments)) {
 				fail("takeover: media sequence goes from %d+%d back to %d", old.MediaSequence, len(old.Segments), p.MediaSequence)
 			}
-			if end := old.Segments[len(old.Segments)-1].DiscontinuityNumber; p.Segments[0].DiscontinuityNumber <= end {
-				fail("takeover: discontinuity number goes from %d to %d", end, p.Segments[0].DiscontinuityNumber)
+			if end := old.Segments[len(old.Segments)-1].DiscontinuityNumber; p.Segments[0].DiscontinuityNumber == end {
+				fail("takeover: the discontinuity number is %d as before", end)
 			}
 		default:
 			c.reload(old, p, fail)

@@ -109,11 +109,16 @@ func (h *Headers) Find(kind media.Kind) media.Tag {
 }
 
 // At returns copies of all headers with the time of the frame that follows, as
-// a reader that joins there sends them.
+// a reader that joins there sends them. Metadata gets time 0 instead: ffmpeg takes
+// a later one for the first text of a subtitle stream.
 func (h *Headers) At(ms uint32) []media.Tag {
 	tags := make([]media.Tag, len(h.list))
 	for i, o := range h.list {
-		tags[i] = o.tag.At(ms)
+		at := ms
+		if o.kind == media.Data {
+			at = 0
+		}
+		tags[i] = o.tag.At(at)
 	}
 	return tags
 }

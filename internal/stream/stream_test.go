@@ -477,7 +477,7 @@ func TestHeaderChangeInMidStream(t *testing.T) {
 	reads(t, c, "V2@40 K2@40 C1@60 M2@80 K3@80") // in their places, not twice
 	reads(t, s.Join(), "[M2 V2 C1] K3@80")
 	at := s.Headers().At(12345)
-	if len(at) != 3 || at[0].Time() != 12345 || nameOf(at[1]) != "V2" {
+	if len(at) != 3 || at[0].Time() != 0 || at[1].Time() != 12345 || nameOf(at[1]) != "V2" {
 		t.Errorf("headers at 12345: %v", at)
 	}
 	if s.Headers().Tag(0).Time() == 12345 {
