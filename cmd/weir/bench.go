@@ -23,8 +23,8 @@ func benchCommand() *cli.Command {
 		Description: "Publishes streams of its own, plays them, and prints a table (docs/bench.md).\n" +
 			"It loads servers on this machine only, unless --i-own-this-target says that another may be.",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "publish", Required: true, Usage: "publish at `rtmp://HOST/APP[?QUERY]`"},
-			&cli.StringFlag{Name: "url", Required: true, Usage: "play from `URL`: http://HOST:PORT/APP, ws://HOST:PORT/APP or rtmp://HOST/APP"},
+			&cli.StringFlag{Name: "publish", Usage: "publish at `rtmp://HOST/APP[?QUERY]`"},
+			&cli.StringFlag{Name: "url", Usage: "play from `URL`: http://HOST:PORT/APP, ws://HOST:PORT/APP or rtmp://HOST/APP"},
 			&cli.StringFlag{Name: "protocol", Usage: "play over `PROTOCOL`: http-flv, ws-flv, rtmp or hls; by default that of the URL"},
 			&cli.StringFlag{Name: "name", Value: d.Name, Usage: "streams are called `NAME`0, NAME1, ..."},
 			&cli.BoolFlag{Name: "i-own-this-target", Usage: "load servers that are not on this machine"},
@@ -56,8 +56,12 @@ func benchCommand() *cli.Command {
 			&cli.StringFlag{Name: "json", Usage: "write the result to `FILE` as JSON; - is standard output, instead of the table"},
 		},
 		Action: func(c *cli.Context) error {
-			if c.Args().Present() {
-				return usage("weir bench takes no arguments; got %q", c.Args().First())
+			if err := noArguments(c); err != nil {
+				return err
+			}
+			// Not the library's Required: it prints the whole help to standard output.
+			if c.String("publish") == "" || c.String("url") == "" {
+				return usage("weir bench needs --publish and --url; `weir bench --help` lists the flags")
 			}
 			cfg, err := benchConfig(c)
 			if err != nil {

@@ -39,8 +39,8 @@ func clusterCommand() *cli.Command {
 			&cli.StringFlag{Name: "write-configs", Usage: "write the nodes' configuration files into `DIR` and stop"},
 		},
 		Action: func(c *cli.Context) error {
-			if c.Args().Present() {
-				return usage("weir cluster takes no arguments; got %q", c.Args().First())
+			if err := noArguments(c); err != nil {
+				return err
 			}
 			l, err := newLayout(c)
 			if err != nil {
@@ -94,6 +94,10 @@ func newLayout(c *cli.Context) (layout, error) {
 		if ip.IsUnspecified() {
 			l.Advertise = "127.0.0.1"
 		}
+	}
+	reach := node.Advertise{RTMP: l.Reach(l.Edge.RTMP)}
+	if err := reach.Validate(); err != nil {
+		return l, usage("--advertise: %q is neither an IP address that others can reach nor a host's name", l.Advertise)
 	}
 	return l, nil
 }

@@ -80,7 +80,7 @@ func usage(format string, args ...any) error {
 }
 
 func newApp(child *worker.Child, stdout, stderr io.Writer) *cli.App {
-	return &cli.App{
+	app := &cli.App{
 		Name:            "weir",
 		Usage:           "an edge/origin live-streaming cluster in one binary",
 		Version:         versionText(),
@@ -89,9 +89,7 @@ func newApp(child *worker.Child, stdout, stderr io.Writer) *cli.App {
 		Writer:          stdout,
 		ErrWriter:       stderr,
 		ExitErrHandler:  func(*cli.Context, error) {}, // run prints the error and chooses the code
-		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
-			return usage("%w", err)
-		},
+		OnUsageError:    wrongFlag("weir"),
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
 				return usage("unknown command %q; `weir --help` lists the commands", c.Args().First())
@@ -111,6 +109,28 @@ func newApp(child *worker.Child, stdout, stderr io.Writer) *cli.App {
 			workerCommand(child), floorCommand(),
 		},
 	}
+	// The library asks each command, not only the application. What it would do of its
+	// own is print the help to standard output.
+	for _, c := range app.Commands {
+		c.OnUsageError = wrongFlag("weir " + c.Name)
+		c.HideHelpCommand = true
+	}
+	return app
+}
+
+// wrongFlag makes a mistake in the flags of a command a usage error.
+func wrongFlag(command string) cli.OnUsageErrorFunc {
+	return func(_ *cli.Context, err error, _ bool) error {
+		return usage("%s: %w; `%s --help` lists the flags", command, err, command)
+	}
+}
+
+// noArguments is a usage error if the command line has arguments beside flags.
+func noArguments(c *cli.Context) error {
+	if c.Args().Present() {
+		return usage("weir %s takes no arguments; got %q", c.Command.Name, c.Args().First())
+	}
+	return nil
 }
 
 // logger returns the log of a command. Nodes of a cluster and workers inherit
@@ -140,6 +160,9 @@ func versionCommand() *cli.Command {
 		Name:  "version",
 		Usage: "print the version",
 		Action: func(c *cli.Context) error {
+			if err := noArguments(c); err != nil {
+				return err
+			}
 			fmt.Fprintf(c.App.Writer, "weir %s %s %s/%s\n", versionText(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			return nil
 		},

@@ -188,12 +188,15 @@ func checkCommand() *cli.Command {
 		Usage: "check a configuration file and print what is in force",
 		Flags: []cli.Flag{configFile("configuration `FILE` to check")},
 		Action: func(c *cli.Context) error {
-			name := c.String("config")
-			if name == "" {
-				name = c.Args().First()
+			name, more := c.String("config"), c.Args().Slice()
+			if name == "" && len(more) > 0 {
+				name, more = more[0], more[1:]
 			}
 			if name == "" {
 				return usage("weir check -c FILE: no file given")
+			}
+			if len(more) > 0 {
+				return usage("weir check takes one file, and no flags behind it; got %q too", more[0])
 			}
 			file, err := configs.Read(name)
 			if err != nil {

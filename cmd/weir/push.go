@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strconv"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -78,9 +79,24 @@ func arguments(c *cli.Context, n int) ([]string, error) {
 		rest = rest[1:]
 	}
 	if len(plain) != n {
-		return nil, fmt.Errorf("want %d arguments, got %d", n, len(plain))
+		return nil, fmt.Errorf("want %s, got %s", count(n, "argument"), number(len(plain)))
 	}
 	return plain, nil
+}
+
+// count says how many things there are.
+func count(n int, thing string) string {
+	if n != 1 {
+		thing += "s"
+	}
+	return number(n) + " " + thing
+}
+
+func number(n int) string {
+	if n == 0 {
+		return "none"
+	}
+	return strconv.Itoa(n)
 }
 
 // lateFlag sets a flag that stands behind the arguments and returns how many
@@ -93,18 +109,26 @@ func lateFlag(c *cli.Context, words []string) (int, error) {
 				continue
 			}
 			if _, isBool := f.(*cli.BoolFlag); isBool && !assigned {
-				return 1, c.Set(n, "true")
+				return 1, setFlag(c, n, "true")
 			}
 			if assigned {
-				return 1, c.Set(n, string(value))
+				return 1, setFlag(c, n, string(value))
 			}
 			if len(words) < 2 {
 				return 0, fmt.Errorf("flag needs an argument: %s", words[0])
 			}
-			return 2, c.Set(n, words[1])
+			return 2, setFlag(c, n, words[1])
 		}
 	}
 	return 0, fmt.Errorf("flag provided but not defined: %s", words[0])
+}
+
+// setFlag sets a flag; an error reads like that of a flag before the arguments.
+func setFlag(c *cli.Context, name, value string) error {
+	if err := c.Set(name, value); err != nil {
+		return fmt.Errorf("invalid value %q for flag -%s: %w", value, name, err)
+	}
+	return nil
 }
 
 // within bounds a context by a duration, 0 for none.
