@@ -2,6 +2,7 @@ package discovery
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"math/rand/v2"
 	"time"
@@ -9,13 +10,13 @@ import (
 
 // Announce tells members the node's state every interval, with jitter, until ctx
 // ends; then it says goodbye within one interval or a second, whichever is more.
-// node is called for each heartbeat. A silent directory is logged once, and once
-// when it is back. It returns nil. An origin's Holder does this itself.
+// node is called for each heartbeat. A silent directory is logged once, and again
+// when it refuses instead, or is back. It returns nil. An origin's Holder does this itself.
 func Announce(ctx context.Context, members Members, interval time.Duration, node func() Node, log *slog.Logger) error {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	heartbeats(ctx, members, interval, node, log)
+	heartbeats(ctx, members, interval, node, log, nil)
 
 	last := node()
 	bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), max(interval, time.Second))
@@ -26,28 +27,59 @@ func Announce(ctx context.Context, members Members, interval time.Duration, node
 	return nil
 }
 
-func heartbeats(ctx context.Context, members Members, interval time.Duration, node func() Node, log *slog.Logger) {
+// heartbeats tells told, if it is not nil, how each heartbeat went and when it was
+// sent.
+func heartbeats(
+	ctx context.Context, members Members, interval time.Duration, node func() Node, log *slog.Logger,
+	told func(err error, sent time.Time),
+) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	heard := true
+	last := ""
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-timer.C:
 		}
+		sent := time.Now()
 		err := members.Heartbeat(ctx, node())
+		now := failure(err)
 		switch {
 		case ctx.Err() != nil:
 			return
-		case err != nil && heard:
-			log.Warn("heartbeats do not reach the directory", "err", err)
-		case err == nil && !heard:
+		case now == last:
+		case now == "":
 			log.Info("heartbeats reach the directory again")
+		case now == failureRefused:
+			log.Warn("the directory refuses heartbeats", "err", err)
+		default:
+			log.Warn("heartbeats do not reach the directory", "err", err)
 		}
-		heard = err == nil
+		last = now
+		if told != nil {
+			told(err, sent)
+		}
 		timer.Reset(jittered(interval))
 	}
+}
+
+// The kinds of failed calls. A failure is logged when its kind changes: a server
+// that comes up and asks for a token is news to who knew that it is silent.
+const (
+	failureSilent  = "silent"
+	failureRefused = "refused"
+)
+
+// failure returns the kind of failure of a call, "" for none.
+func failure(err error) string {
+	switch {
+	case err == nil:
+		return ""
+	case errors.Is(err, ErrUnavailable):
+		return failureSilent
+	}
+	return failureRefused
 }
 
 // jittered returns a time between 0.8 and 1.0 of d: nodes that were started, or

@@ -26,9 +26,8 @@ import (
 // then on. Safe for concurrent use.
 //
 // Answers become the errors of this package: ErrNotFound, *ConflictError,
-// ErrFull, ErrInvalid, and ErrUnavailable when no server gave an answer. Another
-// error is a refusal, such as a wrong token. A call whose context ends returns
-// the context's error.
+// ErrFull, ErrInvalid, ErrRefused, and ErrUnavailable when no server gave an
+// answer. A call whose context ends returns the context's error.
 type Client struct {
 	// Static.
 	urls      []string // without a slash at the end
@@ -218,6 +217,8 @@ func (c *Client) call(ctx context.Context, name, method, path string, in, out an
 		result = "conflict"
 	case errors.Is(err, ErrUnavailable):
 		result = "unavailable"
+	case errors.Is(err, ErrRefused):
+		result = "refused"
 	}
 	countCall(c.met, name, result)
 	return err
@@ -316,7 +317,7 @@ func answerError(status int, target string, body []byte) error {
 	case codeInvalid, codeTooLarge:
 		return fmt.Errorf("%w: %s", ErrInvalid, e.Error)
 	case codeUnauthorized, codeMethod, codeMediaType:
-		return fmt.Errorf("%s refused: %s", target, e.Error)
+		return fmt.Errorf("%w: %s: %s", ErrRefused, target, e.Error)
 	}
 	return fmt.Errorf("%w: %s answered with status %d: %s", ErrUnavailable, target, status, e.Error)
 }

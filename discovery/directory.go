@@ -28,6 +28,9 @@ var (
 	// ErrFull: the directory answers, but it has as many streams or nodes as
 	// its configuration allows.
 	ErrFull = errors.New("directory full")
+	// ErrRefused: the directory answers, but not to this node: its token is
+	// missing or wrong, or the server does not know the call.
+	ErrRefused = errors.New("directory refused the call")
 	// ErrInvalid: the request breaks a rule of the API; repeating it is useless.
 	ErrInvalid = errors.New("invalid request")
 )

@@ -8,10 +8,13 @@ import (
 	"fmt"
 	"log/slog"
 	"mime"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/VictoriaMetrics/metrics"
 )
 
 // HandlerConfig says what a handler of the discovery API serves.
@@ -23,7 +26,9 @@ type HandlerConfig struct {
 	MaxBody int64 // of a request, in bytes
 	// Ready reports for /readyz whether the engine can be used; nil: always.
 	Ready  func(context.Context) error
-	Logger *slog.Logger // of internal errors; may be nil
+	Logger *slog.Logger // of internal errors and refused calls; may be nil
+	// Metrics counts refused calls; may be nil.
+	Metrics *metrics.Set
 }
 
 // NewHandler returns the HTTP API of a discovery server: API v1, SRS's clusters
@@ -32,7 +37,14 @@ func NewHandler(cfg HandlerConfig) http.Handler {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	h := &handler{cfg: cfg, token: sha256.Sum256([]byte(cfg.Token))}
+	if cfg.Metrics == nil {
+		cfg.Metrics = metrics.NewSet()
+	}
+	h := &handler{
+		cfg: cfg, token: sha256.Sum256([]byte(cfg.Token)),
+		unauthorized: cfg.Metrics.GetOrCreateCounter(`weir_discovery_unauthorized_total`),
+		refused:      refusals{byHost: make(map[string]*refusal)},
+	}
 	mux := http.NewServeMux()
 	route := func(path string, byMethod map[string]call) { mux.Handle(path, h.route(byMethod)) }
 	post := func(path string, c call) { route(path, map[string]call{http.MethodPost: h.changing(c)}) }
@@ -58,6 +70,9 @@ func NewHandler(cfg HandlerConfig) http.Handler {
 type handler struct {
 	cfg   HandlerConfig
 	token [sha256.Size]byte // hashed, so that comparing takes the same time for all lengths
+
+	unauthorized *metrics.Counter
+	refused      refusals
 }
 
 type statusJSON struct {
@@ -118,6 +133,7 @@ func (h *handler) changing(c call) call {
 			scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 			got := sha256.Sum256([]byte(token))
 			if !strings.EqualFold(scheme, "Bearer") || subtle.ConstantTimeCompare(got[:], h.token[:]) != 1 {
+				h.noteRefusal(r, token == "")
 				return nil, &apiError{http.StatusUnauthorized, codeUnauthorized, "this call needs the token of the directory"}
 			}
 		}
@@ -125,6 +141,23 @@ func (h *handler) changing(c call) call {
 			return nil, &apiError{http.StatusUnsupportedMediaType, codeMediaType, "Content-Type must be application/json"}
 		}
 		return c(r)
+	}
+}
+
+// noteRefusal counts a call without the token, and logs the first of each minute
+// and host: a node that is configured wrongly calls every second.
+func (h *handler) noteRefusal(r *http.Request, missing bool) {
+	h.unauthorized.Inc()
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		host = r.RemoteAddr
+	}
+	if n := h.refused.add(host, time.Now()); n > 0 {
+		cause := "wrong token"
+		if missing {
+			cause = "no token"
+		}
+		h.cfg.Logger.Warn("call refused", "cause", cause, "remote", r.RemoteAddr, "path", r.URL.Path, "calls", n)
 	}
 }
 

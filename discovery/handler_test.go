@@ -5,7 +5,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -14,6 +16,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/VictoriaMetrics/metrics"
 )
 
 func newTestHandler(e Engine, change ...func(*HandlerConfig)) http.Handler {
@@ -243,5 +247,67 @@ func FuzzQueries(f *testing.F) {
 				t.Fatalf("%d %q", w.Code, body)
 			}
 		}
+	})
+}
+
+// Calls without the token are counted, and logged once a minute for each host.
+func TestRefusedCallsAreNoted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		set := metrics.NewSet()
+		h := newTestHandler(newMemory(), func(c *HandlerConfig) {
+			c.Token, c.Logger, c.Metrics = "secret", slog.New(slog.NewTextHandler(&log, nil)), set
+		})
+		call := func(remote, token string) {
+			r := httptest.NewRequest("POST", "/api/v1/nodes/heartbeat", strings.NewReader("{}"))
+			r.Header.Set("Content-Type", "application/json")
+			if token != "" {
+				r.Header.Set("Authorization", "Bearer "+token)
+			}
+			r.RemoteAddr = remote
+			h.ServeHTTP(httptest.NewRecorder(), r)
+		}
+		want := func(lines ...string) {
+			t.Helper()
+			got := strings.Split(strings.TrimSpace(log.String()), "\n")
+			if log.Len() == 0 {
+				got = nil
+			}
+			if len(got) != len(lines) {
+				t.Fatalf("logged %q, want %q", got, lines)
+			}
+			for i, l := range lines {
+				if !strings.Contains(got[i], l) || strings.Contains(got[i], "secre") {
+					t.Errorf("logged %s, want %s", got[i], l)
+				}
+			}
+			log.Reset()
+		}
+		call("10.0.0.1:1000", "secret")
+		want()
+		for port := range 60 {
+			call(fmt.Sprint("10.0.0.1:", 1000+port), "")
+			time.Sleep(time.Second)
+		}
+		call("10.0.0.2:1", "secret2")
+		call("10.0.0.1:1", "")
+		want(`cause="no token" remote=10.0.0.1:1000 path=/api/v1/nodes/heartbeat calls=1`,
+			`cause="wrong token" remote=10.0.0.2:1 `, `remote=10.0.0.1:1 path=/api/v1/nodes/heartbeat calls=60`)
+		var b bytes.Buffer
+		set.WritePrometheus(&b)
+		if !strings.Contains(b.String(), "weir_discovery_unauthorized_total 62\n") {
+			t.Errorf("counted %s", &b)
+		}
+		// Many hosts take a bounded part of the memory and of the log.
+		for i := range 3 * maxRefused {
+			call(fmt.Sprintf("[2001:db8::%x]:1", i), "")
+		}
+		if n := strings.Count(log.String(), "\n"); n > maxRefused {
+			t.Errorf("%d lines", n)
+		}
+		log.Reset()
+		time.Sleep(time.Minute)
+		call("10.0.0.3:1", "")
+		want("remote=10.0.0.3:1")
 	})
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
@@ -53,13 +52,14 @@ type Holder struct {
 
 	wake chan struct{} // holds one token if there are dirty leases
 
-	connected atomic.Bool // the last call of Claim or Run reached the directory
-
 	mu       sync.Mutex // guards all below; not held during calls
 	held     map[string]*holding
 	busy     map[string]chan struct{} // streams with a call under way; closed at its end
 	epochs   epochClock
 	renewing int // renewals under way
+	// beat and leases are what became of the last heartbeat and of the last claim
+	// or renewal: nil if the directory answered.
+	beat, leases error
 }
 
 // holding is guarded by Holder.mu.
@@ -102,7 +102,6 @@ func NewHolder(dir Directory, cfg HolderConfig) *Holder {
 		held: make(map[string]*holding),
 		busy: make(map[string]chan struct{}),
 	}
-	h.connected.Store(true)
 	cfg.Metrics.NewGauge(`weir_discovery_leases_held`, func() float64 {
 		h.mu.Lock()
 		defer h.mu.Unlock()
@@ -117,9 +116,21 @@ func NewHolder(dir Directory, cfg HolderConfig) *Holder {
 	return h
 }
 
-// Connected reports whether the directory answered the last claim or renewal. It
-// is for readiness and the console; nothing that runs depends on it.
-func (h *Holder) Connected() bool { return h.connected.Load() }
+// Connected reports whether Err is nil.
+func (h *Holder) Connected() bool { return h.Err() == nil }
+
+// Err returns why this node is not in the directory as it should be: the failure
+// of the last heartbeat or, while streams are held, of the last claim or renewal;
+// else nil. An error that is not ErrUnavailable is a refusal, such as of a wrong
+// token. It is for readiness and the console; nothing that runs depends on it.
+func (h *Holder) Err() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.beat == nil && len(h.held) > 0 {
+		return h.leases
+	}
+	return h.beat
+}
 
 // Claim takes the lease of a stream for this node, or confirms it and ends its
 // idle time. The error is a *ConflictError if another node holds it; then this
@@ -173,6 +184,9 @@ func (h *Holder) claim(ctx context.Context, stream string, opts ClaimOptions) (l
 		}
 		return Lease{}, lost, conflict
 	case !errors.Is(err, ErrUnavailable):
+		if errors.Is(err, ErrRefused) {
+			h.reached(err)
+		}
 		return Lease{}, nil, err
 	}
 	h.reached(err)
@@ -354,7 +368,7 @@ func (h *Holder) start(stream string) (done func()) {
 // returns nil. Call it once.
 func (h *Holder) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
-	wg.Go(func() { heartbeats(ctx, h.dir, h.cfg.Config.Heartbeat, h.node, h.log) })
+	wg.Go(func() { heartbeats(ctx, h.dir, h.cfg.Config.Heartbeat, h.node, h.log, h.heard) })
 	h.renewals(ctx)
 	wg.Wait()
 
@@ -389,7 +403,10 @@ func (h *Holder) renewals(ctx context.Context) {
 		case <-h.wake:
 			// A directory that is away is not asked more often because of it:
 			// the renewal in time carries the mark.
-			if h.Connected() {
+			h.mu.Lock()
+			away := h.leases != nil
+			h.mu.Unlock()
+			if !away {
 				h.renew(ctx, true)
 			}
 		case <-timer.C:
@@ -496,15 +513,26 @@ func (h *Holder) resettle(ctx context.Context, l Lost) (now *Lease) {
 	return now
 }
 
-// reached notes whether the directory could be asked, and logs when that changes.
+// heard notes how a heartbeat went.
+func (h *Holder) heard(err error, _ time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.beat = err
+}
+
+// reached notes how a claim or renewal went, and logs when that changes.
 func (h *Holder) reached(err error) {
-	ok := err == nil
-	if h.connected.Swap(ok) == ok {
-		return
-	}
-	if !ok {
+	h.mu.Lock()
+	was, now := failure(h.leases), failure(err)
+	h.leases = err
+	h.mu.Unlock()
+	switch {
+	case now == was:
+	case now == "":
+		h.log.Info("directory is back")
+	case now == failureRefused:
+		h.log.Warn("directory refuses claims and renewals", "err", err)
+	default:
 		h.log.Warn("directory lost: leases cannot be renewed", "err", err)
-		return
 	}
-	h.log.Info("directory is back")
 }

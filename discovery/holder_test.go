@@ -1,11 +1,14 @@
 package discovery
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -215,7 +218,7 @@ func TestDirectoryGone(t *testing.T) {
 		empty := newMemory()
 		for _, s := range []*station{a, b} {
 			s.wire.mu.Lock()
-			s.wire.Directory, s.wire.cut = empty, false
+			s.wire.Directory, s.wire.failure = empty, nil
 			s.wire.mu.Unlock()
 		}
 		time.Sleep(ttl)
@@ -312,7 +315,7 @@ func TestOutageDoesNotMakeAHerd(t *testing.T) {
 		time.Sleep(time.Minute)
 		for _, s := range all {
 			s.wire.mu.Lock()
-			s.wire.cut, s.wire.renewals = false, nil
+			s.wire.failure, s.wire.renewals = nil, nil
 			s.wire.mu.Unlock()
 		}
 		back := time.Now()
@@ -350,6 +353,65 @@ func TestRefusalsAreNotOutages(t *testing.T) {
 		a.wire.setCut(false)
 		if !a.Connected() {
 			t.Error("a refusal or the end of a caller counts as an outage")
+		}
+	})
+}
+
+// An origin without streams notices by its heartbeats alone that the directory
+// is silent, or has come up and refuses it, and says so each time that changes.
+func TestHeartbeatsTellHowItStands(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		w := &cable{Directory: newMemory()}
+		h := NewHolder(w, HolderConfig{Config: DefaultConfig(), Self: selfA, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		ctx, cancel := context.WithCancel(t.Context())
+		ran := make(chan error)
+		go func() { ran <- h.Run(ctx) }()
+		refused := fmt.Errorf("%w: no token", ErrRefused)
+		for _, c := range []struct {
+			err  error // of all calls
+			want string
+		}{
+			{nil, ""},
+			{errCut, "heartbeats do not reach the directory"},
+			{refused, "the directory refuses heartbeats"},
+			{errCut, "heartbeats do not reach the directory"},
+			{nil, "heartbeats reach the directory again"},
+			{refused, "the directory refuses heartbeats"},
+			{nil, "heartbeats reach the directory again"},
+		} {
+			log.Reset()
+			w.fail(c.err)
+			time.Sleep(10 * time.Second)
+			synctest.Wait()
+			if err := h.Err(); !errors.Is(err, c.err) || h.Connected() != (c.err == nil) {
+				t.Errorf("with %v: %v, connected %v", c.err, err, h.Connected())
+			}
+			if got := log.String(); strings.Count(got, "\n") != min(len(c.want), 1) || !strings.Contains(got, c.want) {
+				t.Errorf("with %v: logged %q, want one line with %q", c.err, got, c.want)
+			}
+		}
+		// A refused claim is told apart from an outage, too.
+		w.fail(refused)
+		if l, err := h.Claim(t.Context(), demo, ClaimOptions{}); !errors.Is(err, ErrRefused) {
+			t.Errorf("Claim = %+v, %v", l, err)
+		}
+		// A stream that was taken during an outage and has ended does not count
+		// once heartbeats arrive.
+		w.fail(errCut)
+		if _, err := h.Claim(t.Context(), demo, ClaimOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		_ = h.Release(t.Context(), demo)
+		w.fail(nil)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if err := h.Err(); err != nil {
+			t.Errorf("with heartbeats and without streams: %v", err)
+		}
+		cancel()
+		if err := <-ran; err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -92,8 +92,8 @@ type cable struct {
 	Directory
 
 	mu       sync.Mutex
-	cut      bool
-	loseNext bool // carry the next claim out and lose the answer
+	failure  error // of all calls, if not nil
+	loseNext bool  // carry the next claim out and lose the answer
 	renewals []Renewal
 }
 
@@ -102,16 +102,23 @@ var errCut = fmt.Errorf("%w: cable is cut", ErrUnavailable)
 func (c *cable) setCut(cut bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.cut = cut
+	c.failure = nil
+	if cut {
+		c.failure = errCut
+	}
+}
+
+// fail has all calls end with err from now on; nil lets them through.
+func (c *cable) fail(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.failure = err
 }
 
 func (c *cable) err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.cut {
-		return errCut
-	}
-	return nil
+	return c.failure
 }
 
 func (c *cable) Claim(ctx context.Context, cl Claim) (Lease, error) {

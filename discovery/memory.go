@@ -36,6 +36,7 @@ type Memory struct {
 	// Static.
 	cfg MemoryConfig
 	log *slog.Logger
+	set *metrics.Set
 	met memoryMetrics
 
 	mu sync.RWMutex // guards all below; never held while logging
@@ -88,6 +89,7 @@ func NewMemory(cfg MemoryConfig, log *slog.Logger, set *metrics.Set) *Memory {
 	m := &Memory{
 		cfg: cfg,
 		log: log,
+		set: set,
 		met: memoryMetrics{
 			granted:  set.NewCounter(`weir_discovery_claims_total{result="granted"}`),
 			kept:     set.NewCounter(`weir_discovery_claims_total{result="kept"}`),
@@ -109,6 +111,10 @@ func NewMemory(cfg MemoryConfig, log *slog.Logger, set *metrics.Set) *Memory {
 	set.NewGauge(`weir_discovery_nodes`, func() float64 { return float64(m.countNodes()) })
 	return m
 }
+
+// Metrics returns the set that the engine reports to. A Server of it counts there
+// as well.
+func (m *Memory) Metrics() *metrics.Set { return m.set }
 
 // change is one ownership change, collected under the lock and logged after it.
 type change struct {

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/VictoriaMetrics/metrics"
 )
 
 // Server puts an engine on the network.
@@ -21,7 +23,8 @@ type Server struct {
 	conns atomic.Int64
 }
 
-// NewServer returns a server of engine. cfg must be valid; log may be nil.
+// NewServer returns a server of engine. cfg must be valid; log may be nil. If the
+// engine has a method Metrics() *metrics.Set, the server counts in that set.
 func NewServer(cfg ServerConfig, engine Engine, log *slog.Logger) *Server {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -46,9 +49,13 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	if t, ok := l.Addr().(*net.TCPAddr); ok && !t.IP.IsLoopback() && s.cfg.Token == "" {
 		s.log.Warn("everybody who reaches this address can change the directory: set token", "listen", l.Addr().String())
 	}
+	var set *metrics.Set
+	if e, ok := s.engine.(interface{ Metrics() *metrics.Set }); ok {
+		set = e.Metrics()
+	}
 	srv := &http.Server{
 		Handler: NewHandler(HandlerConfig{
-			Engine: s.engine, Token: string(s.cfg.Token), MaxBody: int64(s.cfg.MaxBody), Logger: s.log,
+			Engine: s.engine, Token: string(s.cfg.Token), MaxBody: int64(s.cfg.MaxBody), Logger: s.log, Metrics: set,
 		}),
 		ReadHeaderTimeout: s.cfg.RequestTimeout,
 		ReadTimeout:       s.cfg.RequestTimeout,

@@ -79,13 +79,8 @@ func Run(ctx context.Context, cfg Config, opt NodeOptions) error {
 				Sessions: door.Sessions,
 				Kick:     door.Kick,
 			},
-			Checks: []admin.Check{{Name: "discovery", Func: func(context.Context) error {
-				if !holder.Connected() {
-					return discovery.ErrUnavailable
-				}
-				return nil
-			}}},
-			Log: log,
+			Checks: []admin.Check{{Name: "discovery", Func: func(context.Context) error { return holder.Err() }}},
+			Log:    log,
 		})
 		g.Go(func() error { return server.Serve(ctx, l) })
 	}
