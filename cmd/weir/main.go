@@ -25,9 +25,9 @@ var version = ""
 // Exit codes. docs/operations.md lists them.
 const (
 	exitFailed  = 1 // the command failed while it ran
-	exitUsage   = 2 // the command line or the configuration is wrong
-	exitConnect = 3 // push, pull: the server cannot be reached
-	exitRefused = 4 // push, pull: the server refused, or has no such stream
+	exitUsage   = 2 // the command line, the configuration or the file to push is wrong
+	exitConnect = 3 // push, pull: the server cannot be reached, or no answer or frame came in time
+	exitRefused = 4 // push, pull: the server refused, has no such stream, or ended it before a frame
 	exitLost    = 5 // push, pull: the connection was lost in mid-stream
 )
 

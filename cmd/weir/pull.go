@@ -53,7 +53,10 @@ func pullCommand() *cli.Command {
 
 // tagSource is a stream that is being played.
 type tagSource interface {
+	// ReadTag returns the next tag, io.EOF at the end.
 	ReadTag() (media.Tag, error)
+	// EOF says what io.EOF means.
+	EOF() string
 	Close() error
 }
 
@@ -68,8 +71,8 @@ type puller struct {
 func (p *puller) run(ctx context.Context, target string) error {
 	src, err := p.open(ctx, target)
 	if err != nil {
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return fail(exitRefused, fmt.Errorf("%s: no answer before --duration was over", target))
+		if over(ctx) {
+			return fail(exitConnect, fmt.Errorf("%s: no answer before --duration was over", target))
 		}
 		if ctx.Err() != nil {
 			return nil
@@ -85,18 +88,29 @@ func (p *puller) run(ctx context.Context, target string) error {
 		var redirect *rtmp.RedirectError
 		switch {
 		case err == nil:
-		case ctx.Err() != nil, errors.Is(err, io.EOF):
+		case ctx.Err() != nil:
 			src.Close()
-			show.end("%s", w.String())
-			if w.frames == 0 && !errors.Is(ctx.Err(), context.Canceled) {
-				return fail(exitRefused, fmt.Errorf("%s: no frame came before the end", target))
+			if w.frames == 0 && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				return fail(exitConnect, fmt.Errorf("%s: no frame came before --duration was over", target))
 			}
+			show.end("%s", w.String())
+			return nil
+		case errors.Is(err, io.EOF):
+			src.Close()
+			if w.frames == 0 {
+				return fail(exitRefused, fmt.Errorf("%s: the stream ended before a frame came", target))
+			}
+			show.end("%s", w.String())
+			fmt.Fprintln(p.out, src.EOF())
 			return nil
 		case errors.As(err, &redirect) && w.frames == 0: // RTMP 302 may come after the start
 			src.Close()
 			return p.follow(ctx, target, redirect)
 		default:
 			src.Close()
+			if w.frames == 0 {
+				return unplayed(target, err)
+			}
 			show.end("%s", w.String())
 			return fail(exitLost, fmt.Errorf("%s: %w", target, err))
 		}
@@ -110,6 +124,19 @@ func (p *puller) run(ctx context.Context, target string) error {
 			show.line("%s", w.String())
 		}
 	}
+}
+
+// unplayed gives an error that came before the first frame its exit code.
+func unplayed(target string, err error) error {
+	code := exitLost
+	var status *rtmp.StatusError
+	switch {
+	case errors.As(err, &status):
+		code = exitRefused
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		code = exitConnect
+	}
+	return fail(code, fmt.Errorf("%s: no frame came: %w", target, err))
 }
 
 // hops counts the redirects of one pull in its context.
@@ -157,7 +184,7 @@ func (p *puller) openRTMP(ctx context.Context, target string) (tagSource, error)
 		c, err := rtmp.Dial(ctx, u, cfg)
 		if err == nil {
 			if _, err = c.Play(ctx, u.Name); err == nil {
-				return c, nil
+				return rtmpPlay{c}, nil
 			}
 			c.Close()
 		}
@@ -171,10 +198,25 @@ func (p *puller) openRTMP(ctx context.Context, target string) (tagSource, error)
 	}
 }
 
+// rtmpPlay is a stream over RTMP, where a server says that a stream has ended.
+type rtmpPlay struct{ *rtmp.Client }
+
+func (rtmpPlay) EOF() string { return "the stream has ended" }
+
 // flvBody is a stream over HTTP-FLV.
 type flvBody struct {
 	*flv.Reader
 	io.Closer
+	marked bool // HTTP marks the end of the body, by chunks or by its length
+}
+
+// EOF is all that is known: without a mark a server that dies between two tags looks
+// like a stream that ends (RFC 9112, section 6.3).
+func (b flvBody) EOF() string {
+	if b.marked {
+		return "the stream has ended"
+	}
+	return "the server closed the connection; over HTTP-FLV that is how a stream ends, and how a server does"
 }
 
 func (p *puller) openFLV(ctx context.Context, target string) (tagSource, error) {
@@ -203,7 +245,8 @@ func (p *puller) openFLV(ctx context.Context, target string) (tagSource, error) 
 		resp.Body.Close()
 		return nil, fail(exitRefused, fmt.Errorf("%s: server answered %s: %s", target, resp.Status, strings.TrimSpace(string(text))))
 	}
-	return flvBody{flv.NewReader(resp.Body, 0), resp.Body}, nil
+	marked := resp.ContentLength >= 0 || len(resp.TransferEncoding) > 0
+	return flvBody{flv.NewReader(resp.Body, 0), resp.Body, marked}, nil
 }
 
 // watch is what a pull has seen.

@@ -43,6 +43,9 @@ func pushCommand() *cli.Command {
 			if err != nil {
 				return fail(exitUsage, err)
 			}
+			if err := hasFrame(file); err != nil {
+				return fail(exitUsage, fmt.Errorf("%s: %w", args[0], err))
+			}
 			ctx, cancel := within(c.Context, c.Duration("duration"))
 			defer cancel()
 			out := newProgress(c.App.Writer)
@@ -55,11 +58,34 @@ func pushCommand() *cli.Command {
 				},
 			}
 			state, err := p.run(ctx, u)
-			out.end("%s", state)
+			if state.Tags > 0 {
+				out.end("%s", state)
+			}
 			return err
 		},
 	}
 }
+
+// hasFrame returns an error unless file begins as an FLV file and has a frame that
+// is no decoder header: what is wrong with it should be known before a server is
+// asked to take it.
+func hasFrame(file []byte) error {
+	r := flv.NewReader(bytes.NewReader(file), 0)
+	for {
+		t, err := r.ReadTag()
+		if err == io.EOF {
+			return errNoFrame
+		}
+		if err != nil {
+			return err
+		}
+		if t.Kind() != media.Data && !media.Sniff(t.Kind(), t.Body()).IsHeader() {
+			return nil
+		}
+	}
+}
+
+var errNoFrame = errors.New("the file has no audio and no video")
 
 // arguments returns exactly n arguments. Flags may stand behind them, as in
 // `weir push FILE URL --loop`, which the library takes for arguments.
@@ -139,6 +165,13 @@ func within(ctx context.Context, d time.Duration) (context.Context, context.Canc
 	return context.WithTimeout(ctx, d)
 }
 
+// over reports whether the time of a context is over. The client's own deadline, which
+// is the same, may be noticed before ctx has an error.
+func over(ctx context.Context) bool {
+	end, ok := ctx.Deadline()
+	return ok && !time.Now().Before(end)
+}
+
 // pusher publishes an FLV file.
 type pusher struct {
 	open       func() io.Reader // the file from its beginning
@@ -168,10 +201,14 @@ func (s pushState) String() string {
 	return text
 }
 
-// run publishes until the file or the context ends, either of which is a success.
+// run publishes until the file or the context ends, either of which is a success
+// once the server has taken the stream.
 func (p *pusher) run(ctx context.Context, u rtmp.URL) (pushState, error) {
 	c, err := p.connect(ctx, u)
 	if err != nil {
+		if over(ctx) {
+			return pushState{}, fail(exitConnect, fmt.Errorf("%s: no answer before --duration was over", u))
+		}
 		if ctx.Err() != nil {
 			return pushState{}, nil
 		}
@@ -179,6 +216,10 @@ func (p *pusher) run(ctx context.Context, u rtmp.URL) (pushState, error) {
 	}
 	defer c.Close()
 	state, err := p.send(ctx, c)
+	var coded cli.ExitCoder
+	if errors.As(err, &coded) { // the file, not the connection
+		return state, err
+	}
 	if err != nil {
 		return state, fail(exitLost, fmt.Errorf("publish %s: %w", u, err))
 	}
@@ -254,7 +295,10 @@ func (p *pusher) send(ctx context.Context, c *rtmp.Client) (pushState, error) {
 			return state, flush()
 		}
 		if err != nil {
-			return state, err
+			if err := flush(); err != nil {
+				return state, err
+			}
+			return state, fail(exitFailed, err)
 		}
 		if !header {
 			wait := clock.until(t.Time())
@@ -339,7 +383,7 @@ func (r *rounds) next() (t media.Tag, header bool, err error) {
 				return nil, false, io.EOF
 			}
 			if r.frames == 0 {
-				return nil, false, errors.New("read FLV file: it has no audio and no video")
+				return nil, false, errNoFrame
 			}
 			r.again()
 			continue
