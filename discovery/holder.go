@@ -513,11 +513,13 @@ func (h *Holder) resettle(ctx context.Context, l Lost) (now *Lease) {
 	return now
 }
 
-// heard notes how a heartbeat went.
-func (h *Holder) heard(err error, _ time.Time) {
+// heard notes how a heartbeat went. While heartbeats wait in vain, no lookup has
+// to find out for itself that the directory is silent.
+func (h *Holder) heard(err error, sent time.Time) {
 	h.mu.Lock()
-	defer h.mu.Unlock()
 	h.beat = err
+	h.mu.Unlock()
+	h.resolver.heard(err, sent)
 }
 
 // reached notes how a claim or renewal went, and logs when that changes.

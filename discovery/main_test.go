@@ -92,8 +92,9 @@ type cable struct {
 	Directory
 
 	mu       sync.Mutex
-	failure  error // of all calls, if not nil
-	loseNext bool  // carry the next claim out and lose the answer
+	failure  error         // of all calls, if not nil
+	frozen   time.Duration // if not 0, all calls fail after it
+	loseNext bool          // carry the next claim out and lose the answer
 	renewals []Renewal
 }
 
@@ -115,10 +116,23 @@ func (c *cable) fail(err error) {
 	c.failure = err
 }
 
-func (c *cable) err() error {
+// freeze has all calls fail after a timeout; 0 lets them through. It is for tests
+// in a bubble.
+func (c *cable) freeze(timeout time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.failure
+	c.frozen = timeout
+}
+
+func (c *cable) err() error {
+	c.mu.Lock()
+	failure, frozen := c.failure, c.frozen
+	c.mu.Unlock()
+	if frozen > 0 {
+		time.Sleep(frozen)
+		return errCut
+	}
+	return failure
 }
 
 func (c *cable) Claim(ctx context.Context, cl Claim) (Lease, error) {

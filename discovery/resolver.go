@@ -3,6 +3,7 @@ package discovery
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math"
 	"sync"
 	"time"
@@ -15,13 +16,17 @@ import (
 // Resolver finds owners through a cache. An owner that was found is used for
 // CacheTTL without asking; then it is asked for again, by one caller for all who
 // want it. While the directory is unavailable, what was found in the last
-// StaleFor is still used. That nobody owns a stream is never kept. Safe for
-// concurrent use.
+// StaleFor is still used. That nobody owns a stream is never kept.
+//
+// A directory that lets a lookup wait in vain is not asked for one Heartbeat, and
+// then by one caller alone until it answers; the others get at once what they
+// would get after the timeout. Safe for concurrent use.
 type Resolver struct {
 	// Static.
 	finder   Finder
 	ttl      time.Duration
 	staleFor time.Duration
+	pause    time.Duration // after a lookup in vain
 	maxBytes int64
 	met      resolverMetrics
 
@@ -29,7 +34,17 @@ type Resolver struct {
 	entries *simplelru.LRU[string, resolved]
 	bytes   int64 // of entries
 	asking  map[string]*question
+	silent  bool      // the last lookup that ended waited in vain
+	resume  time.Time // if silent: not before this is the directory asked again
+	probing bool      // if silent: somebody asks already
 }
+
+// inVain is how long a lookup must have waited to make the directory count as
+// silent. One that fails sooner, as where nobody listens, costs nobody's patience.
+const inVain = 100 * time.Millisecond
+
+// errSilent is what a lookup fails with that was not made.
+var errSilent = fmt.Errorf("%w: it did not answer a moment ago", ErrUnavailable)
 
 type resolved struct {
 	lease Lease
@@ -45,6 +60,7 @@ type question struct {
 	err   error
 	// abandoned: the asker gave up, so the answer says nothing.
 	abandoned bool
+	probe     bool // of a silent directory; static
 }
 
 type resolverMetrics struct{ fresh, asked, stale *metrics.Counter }
@@ -56,7 +72,7 @@ func NewResolver(finder Finder, cfg Config, set *metrics.Set) *Resolver {
 		set = metrics.NewSet()
 	}
 	r := &Resolver{
-		finder: finder, ttl: cfg.CacheTTL, staleFor: cfg.StaleFor, maxBytes: int64(cfg.CacheSize),
+		finder: finder, ttl: cfg.CacheTTL, staleFor: cfg.StaleFor, pause: cfg.Heartbeat, maxBytes: int64(cfg.CacheSize),
 		met: resolverMetrics{
 			fresh: set.GetOrCreateCounter(`weir_discovery_resolved_total{from="cache"}`),
 			asked: set.GetOrCreateCounter(`weir_discovery_resolved_total{from="directory"}`),
@@ -98,7 +114,14 @@ func (r *Resolver) Lookup(ctx context.Context, stream string) (Lease, error) {
 			}
 			return q.lease, q.err
 		}
-		q := &question{done: make(chan struct{})}
+		if r.silent && (r.probing || time.Now().Before(r.resume)) {
+			q := question{}
+			r.fallBack(&q, stream, fmt.Errorf("look up stream %s: %w", stream, errSilent))
+			r.mu.Unlock()
+			return q.lease, q.err
+		}
+		r.probing = r.probing || r.silent
+		q := &question{done: make(chan struct{}), probe: r.silent}
 		r.asking[stream] = q
 		r.mu.Unlock()
 		r.ask(ctx, stream, q)
@@ -114,15 +137,26 @@ func (r *Resolver) ask(ctx context.Context, stream string, q *question) {
 		// Also when the finder panicked: nobody may wait for ever.
 		q.abandoned = !answered || q.err != nil && ctx.Err() != nil
 		delete(r.asking, stream)
+		if q.probe {
+			r.probing = false
+		}
 		r.mu.Unlock()
 		close(q.done)
 	}()
+	begun := time.Now()
 	lease, err := r.finder.Lookup(ctx, stream)
 	answered = true
 	r.met.asked.Inc()
 
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	switch {
+	case err != nil && ctx.Err() != nil: // the caller gave up, which says nothing
+	case errors.Is(err, ErrUnavailable) && time.Since(begun) >= inVain:
+		r.silent, r.resume = true, time.Now().Add(r.pause)
+	default:
+		r.silent = false
+	}
 	old, known := r.entries.Peek(stream)
 	known = known && time.Since(old.at) < r.staleFor
 	switch {
@@ -134,14 +168,39 @@ func (r *Resolver) ask(ctx context.Context, stream string, q *question) {
 	case err == nil:
 		r.put(lease)
 		q.lease = lease
-	case errors.Is(err, ErrUnavailable) && known:
-		r.met.stale.Inc()
-		q.lease = old.lease
+	case errors.Is(err, ErrUnavailable):
+		r.fallBack(q, stream, err)
 	default:
 		if errors.Is(err, ErrNotFound) {
 			r.entries.Remove(stream)
 		}
 		q.err = err
+	}
+}
+
+// fallBack answers q, which the directory did not, with what was found lately or
+// else with err. It expects mu to be held.
+func (r *Resolver) fallBack(q *question, stream string, err error) {
+	if e, ok := r.entries.Peek(stream); ok && time.Since(e.at) < r.staleFor {
+		r.met.stale.Inc()
+		q.lease = e.lease
+		return
+	}
+	q.err = err
+}
+
+// heard notes how another call to the directory, begun at that time, has ended.
+// After one that waited in vain the directory counts as silent for as long as the
+// next of such calls may take.
+func (r *Resolver) heard(err error, begun time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	took := time.Since(begun)
+	switch {
+	case !errors.Is(err, ErrUnavailable):
+		r.silent = false
+	case took >= inVain:
+		r.silent, r.resume = true, time.Now().Add(r.pause+took)
 	}
 }
 

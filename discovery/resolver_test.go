@@ -176,6 +176,99 @@ func TestResolverIsBoundedByBytes(t *testing.T) {
 	a.wantCount(t, 10_000)
 }
 
+// A directory that is frozen costs one caller in each heartbeat its timeout, and
+// nobody else anything.
+func TestResolverDoesNotWaitForTheSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := DefaultConfig()
+		frozen := func(ctx context.Context, _ string) (Lease, error) {
+			select {
+			case <-time.After(cfg.Timeout):
+				return Lease{}, fmt.Errorf("%w: timeout", ErrUnavailable)
+			case <-ctx.Done():
+				return Lease{}, context.Cause(ctx)
+			}
+		}
+		a := &asked{}
+		r := NewResolver(a, cfg, nil)
+		a.will(always(Lease{Node: "a", Epoch: 1, Addr: addrA}, nil))
+		wantOwner(t, r, demo, "a")
+		time.Sleep(time.Minute)
+		a.will(frozen)
+		f := func(stream string, took time.Duration, asked int) {
+			t.Helper()
+			begun := time.Now()
+			if l, err := r.Lookup(t.Context(), stream); !errors.Is(err, ErrUnavailable) && (stream != demo || err != nil || l.Node != "a") {
+				t.Errorf("Lookup(%s) = %+v, %v", stream, l, err)
+			}
+			if d := time.Since(begun); d != took {
+				t.Errorf("Lookup(%s) took %v, want %v", stream, d, took)
+			}
+			a.wantCount(t, asked)
+		}
+		f("v/live/1", cfg.Timeout, 2)
+		f("v/live/1", 0, 2)
+		f(demo, 0, 2)
+		time.Sleep(cfg.Heartbeat - 1)
+		f("v/live/2", 0, 2)
+		time.Sleep(time.Nanosecond)
+		// One probes; the others do not wait for it.
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, err := r.Lookup(t.Context(), "v/live/3"); !errors.Is(err, ErrUnavailable) {
+				t.Errorf("the probe: %v", err)
+			}
+		})
+		synctest.Wait()
+		f("v/live/4", 0, 3)
+		f(demo, 0, 3)
+		wg.Wait()
+		f("v/live/4", 0, 3)
+
+		// A prober that gives up leaves the probe to the next.
+		time.Sleep(cfg.Heartbeat)
+		hasty, stop := context.WithTimeout(t.Context(), time.Millisecond)
+		defer stop()
+		if _, err := r.Lookup(hasty, "v/live/5"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("caller in a hurry: %v", err)
+		}
+		// And the directory is back with the first answer.
+		a.will(always(Lease{Node: "b", Epoch: 2}, nil))
+		wantOwner(t, r, "v/live/5", "b")
+		wantOwner(t, r, "v/live/6", "b")
+		a.wantCount(t, 6)
+
+		// One that fails at once is asked each time.
+		a.will(always(Lease{}, ErrUnavailable))
+		f("v/live/7", 0, 7)
+		f("v/live/7", 0, 8)
+	})
+}
+
+// An origin knows of a silent directory by its heartbeats, before any lookup.
+func TestHolderDoesNotWaitForTheSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		mustClaim(t, m, claimBy(selfB, demo))
+		a := startHolder(t, m, selfA)
+		synctest.Wait()
+		a.wire.freeze(time.Second)
+		time.Sleep(3 * time.Second)
+		for range 40 {
+			begun := time.Now()
+			if _, err := a.Lookup(t.Context(), demo); !errors.Is(err, ErrUnavailable) || time.Since(begun) != 0 {
+				t.Errorf("after %v: %v", time.Since(begun), err)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		a.wire.freeze(0)
+		renewed := claimBy(selfB, demo)
+		time.Sleep(2 * time.Second)
+		mustClaim(t, m, renewed)
+		wantOwner(t, a, demo, "b")
+	})
+}
+
 func TestResolverSurvivesAPanic(t *testing.T) {
 	a := &asked{}
 	a.will(func(context.Context, string) (Lease, error) { panic("finder") })
