@@ -23,8 +23,31 @@ type Config struct {
 	// address may stand for many players: a CDN, a load balancer, a provider's or a company's
 	// NAT. Where clients connect directly, 100 is a fair value.
 	MaxConnectionsPerAddress int `yaml:"max_connections_per_address"`
-	// Addresses (`10.0.0.7/32`) and networks (`10.0.0.0/8`) that are never refused: other nodes of the cluster, health checks, the CDN in front. They still count towards max_connections for everybody else.
-	Exempt []netip.Prefix `yaml:"exempt"`
+	// Addresses (`10.0.0.7`) and networks (`10.0.0.0/8`) that are never refused: other nodes of the cluster, health checks, the CDN in front. They still count towards max_connections for everybody else.
+	Exempt []Prefix `yaml:"exempt"`
+}
+
+// Prefix is a network of addresses, as in `10.0.0.0/8`, or one address, as in
+// `10.0.0.7`, which stands for `10.0.0.7/32`. IPv4 in IPv6's form is IPv4.
+type Prefix struct{ netip.Prefix }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (p *Prefix) UnmarshalText(text []byte) error {
+	s := string(text)
+	network, err := netip.ParsePrefix(s)
+	if err != nil {
+		addr, err := netip.ParseAddr(s)
+		if err != nil || addr.Zone() != "" {
+			return fmt.Errorf("%q is neither an address (10.0.0.7) nor a network (10.0.0.0/8)", s)
+		}
+		network = netip.PrefixFrom(addr, addr.BitLen())
+	}
+	// Addresses of clients come without that form: see [Gate.Acquire].
+	if addr, bits := network.Addr(), network.Bits(); addr.Is4In6() && bits >= 96 {
+		network = netip.PrefixFrom(addr.Unmap(), bits-96)
+	}
+	p.Prefix = network
+	return nil
 }
 
 // DefaultConfig returns the limits that a node has if it sets none.
@@ -63,7 +86,7 @@ type Gate struct {
 	// Static after construction.
 	total      int64
 	perAddress int
-	exempt     []netip.Prefix
+	exempt     []Prefix
 
 	open      atomic.Int64
 	addresses [addressShards]addressShard // unused without a limit per address

@@ -96,7 +96,7 @@ func TestGate(t *testing.T) {
 	f("a refusal per address does not use up the total", Config{MaxConnections: 2, MaxConnectionsPerAddress: 1}, 2,
 		step{"+10.0.0.1", nil}, step{"+10.0.0.1", ErrTooManyPerAddress}, step{"+10.0.0.1", ErrTooManyPerAddress},
 		step{"+10.0.0.2", nil}, step{"+10.0.0.3", ErrTooManyConnections})
-	f("exempt", Config{MaxConnections: 2, MaxConnectionsPerAddress: 1, Exempt: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}, 3,
+	f("exempt", Config{MaxConnections: 2, MaxConnectionsPerAddress: 1, Exempt: []Prefix{prefix(t, "10.0.0.0/8")}}, 3,
 		step{"+10.0.0.1", nil}, step{"+10.0.0.1", nil}, step{"+192.0.2.1", ErrTooManyConnections},
 		step{"+::ffff:10.0.0.1", nil})
 }
@@ -140,10 +140,38 @@ func TestValidate(t *testing.T) {
 	if err := cfg.Validate(); err != nil {
 		t.Error(err)
 	}
-	cfg = Config{MaxConnections: -1, MaxConnectionsPerAddress: -1, Exempt: []netip.Prefix{{}}}
+	cfg = Config{MaxConnections: -1, MaxConnectionsPerAddress: -1, Exempt: []Prefix{{}}}
 	want := "max_connections: must not be negative\nmax_connections_per_address: must not be negative\nexempt[0]: is not a network"
 	if err := cfg.Validate(); err == nil || err.Error() != want {
 		t.Errorf("%v", err)
+	}
+}
+
+func prefix(t *testing.T, text string) Prefix {
+	t.Helper()
+	var p Prefix
+	if err := p.UnmarshalText([]byte(text)); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func TestPrefix(t *testing.T) {
+	for text, want := range map[string]string{
+		"10.0.0.0/8": "10.0.0.0/8", "10.0.0.1": "10.0.0.1/32", "10.0.0.1/32": "10.0.0.1/32",
+		"2001:db8::1": "2001:db8::1/128", "2001:db8::/32": "2001:db8::/32",
+		"::ffff:10.0.0.1": "10.0.0.1/32", "::ffff:10.0.0.0/104": "10.0.0.0/8", "::/0": "::/0",
+	} {
+		p := prefix(t, text)
+		if got, err := p.MarshalText(); err != nil || string(got) != want || !p.IsValid() {
+			t.Errorf("%s is %s, %v; want %s", text, got, err, want)
+		}
+	}
+	for _, text := range []string{"", "10.0.0", "10.0.0.1/33", "host", "fe80::1%eth0", "10.0.0.1:80", "10.0.0.1 "} {
+		var p Prefix
+		if err := p.UnmarshalText([]byte(text)); err == nil || !strings.Contains(err.Error(), "10.0.0.0/8") || strings.Contains(err.Error(), "netip") {
+			t.Errorf("%q: %v, %v", text, p, err)
+		}
 	}
 }
 
