@@ -3,6 +3,7 @@ package edge
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"weir/configs"
@@ -156,6 +157,7 @@ func (c *Config) Validate() error {
 	add("rtmp", c.RTMP.Validate())
 	add("http", c.HTTP.Validate())
 	add("admin", c.Admin.Validate())
+	errs = append(errs, c.Admin.CheckApart(c.RTMP.Listen, c.HTTP.Listen))
 	add("advertise", c.Advertise.Validate())
 	add("supervision", c.Supervision.Validate())
 	add("discovery", c.Discovery.Validate())
@@ -170,9 +172,21 @@ func (c *Config) Validate() error {
 
 func between(key string, d, low, high time.Duration) error {
 	if d < low || d > high {
-		return fmt.Errorf("%s: %v is not between %v and %v", key, d, low, high)
+		return fmt.Errorf("%s: %s is not between %s and %s", key, plain(d), plain(low), plain(high))
 	}
 	return nil
+}
+
+// plain writes a duration as one would in the file: 1m instead of 1m0s.
+func plain(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
 }
 
 // Validate returns all that is wrong, each error beginning with the key.

@@ -4,14 +4,17 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"strings"
 
 	"weir/configs"
+	"weir/internal/node"
 )
 
 // Config is the part of a node's configuration that is about its admin server.
 type Config struct {
-	// The TCP address to listen on, as HOST:PORT. Empty: no admin server.
+	// The TCP address to listen on, as HOST:PORT. HOST is an IP address, `localhost`, or empty for
+	// all addresses. Empty: no admin server.
 	Listen string `yaml:"listen"`
 
 	// What requests have to carry as `Authorization: Bearer TOKEN`, or as the password of HTTP
@@ -34,11 +37,7 @@ func DefaultConfig() Config {
 func (c Config) Validate() error {
 	var wrong []error
 	if c.Listen != "" {
-		if _, port, err := net.SplitHostPort(c.Listen); err != nil {
-			wrong = append(wrong, fmt.Errorf("listen: %w", err))
-		} else if _, err := net.LookupPort("tcp", port); err != nil {
-			wrong = append(wrong, fmt.Errorf("listen: %w", err))
-		}
+		wrong = append(wrong, node.CheckListen("listen", c.Listen))
 	}
 	// Header values are visible characters (RFC 6750, section 2.1, allows
 	// fewer), and a space would end the token.
@@ -46,4 +45,49 @@ func (c Config) Validate() error {
 		wrong = append(wrong, errors.New("token: has characters other than visible ASCII"))
 	}
 	return errors.Join(wrong...)
+}
+
+// CheckApart returns an error if two of the addresses that a node with RTMP and HTTP
+// doors listens on are the same, or one takes in the other, as 0.0.0.0 does. It begins
+// with the second one's key in the node's configuration. Addresses that cannot be
+// listened on are passed over; a port of 0 is never the same as another.
+func (c Config) CheckApart(rtmp, http string) error {
+	addresses := []struct{ key, value string }{
+		{"rtmp.listen", rtmp}, {"http.listen", http}, {"admin.listen", c.Listen},
+	}
+	var wrong []error
+	for i, b := range addresses {
+		for _, a := range addresses[:i] {
+			if overlap(a.value, b.value) {
+				wrong = append(wrong, fmt.Errorf("%s: %s is taken by %s (%s)", b.key, b.value, a.key, a.value))
+				break
+			}
+		}
+	}
+	return errors.Join(wrong...)
+}
+
+// overlap reports whether no two servers can listen on a and b at the same time.
+func overlap(a, b string) bool {
+	if node.CheckListen("", a) != nil || node.CheckListen("", b) != nil {
+		return false
+	}
+	ipA, portA := listenAddr(a)
+	ipB, portB := listenAddr(b)
+	// For Go either unspecified address is all of both families.
+	return portA == portB && portA != 0 && (ipA == ipB || ipA.IsUnspecified() || ipB.IsUnspecified())
+}
+
+// listenAddr splits an address that node.CheckListen finds good.
+func listenAddr(addr string) (ip netip.Addr, port int) {
+	host, number, _ := net.SplitHostPort(addr)
+	port, _ = net.LookupPort("tcp", number)
+	switch host {
+	case "":
+		return netip.IPv6Unspecified(), port
+	case "localhost":
+		host = "127.0.0.1" // where Go listens
+	}
+	ip, _ = netip.ParseAddr(host)
+	return ip.Unmap(), port
 }

@@ -28,14 +28,14 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // patience bounds what the tests wait for. The machine may be busy.
 const patience = 20 * time.Second
 
-// node is a running admin server.
-type node struct {
+// site is a running admin server.
+type site struct {
 	t      *testing.T
 	url    string
 	client *http.Client
 }
 
-func serve(t *testing.T, o Options) *node {
+func serve(t *testing.T, o Options) *site {
 	t.Helper()
 	if o.Log == nil {
 		o.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
@@ -47,7 +47,7 @@ func serve(t *testing.T, o Options) *node {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- New(o).Serve(ctx, l) }()
-	n := &node{t, "http://" + l.Addr().String(), &http.Client{Transport: &http.Transport{}, Timeout: patience}}
+	n := &site{t, "http://" + l.Addr().String(), &http.Client{Transport: &http.Transport{}, Timeout: patience}}
 	t.Cleanup(func() {
 		n.client.CloseIdleConnections()
 		cancel()
@@ -60,7 +60,7 @@ func serve(t *testing.T, o Options) *node {
 
 // do makes a request and returns status, header and body of its answer. Headers
 // are pairs.
-func (n *node) do(method, path string, headers ...string) (int, http.Header, string) {
+func (n *site) do(method, path string, headers ...string) (int, http.Header, string) {
 	n.t.Helper()
 	r, err := http.NewRequestWithContext(n.t.Context(), method, n.url+path, nil)
 	if err != nil {
@@ -82,7 +82,7 @@ func (n *node) do(method, path string, headers ...string) (int, http.Header, str
 }
 
 // get decodes the answer to a GET, which has to have the status.
-func (n *node) get(path string, status int, v any) {
+func (n *site) get(path string, status int, v any) {
 	n.t.Helper()
 	got, _, body := n.do(http.MethodGet, path)
 	if got != status {
@@ -301,7 +301,7 @@ func TestKick(t *testing.T) {
 	w0, w1 := worker(t, 0, "s0", nil), worker(t, 1, odd, nil)
 	all := serve(t, supervise(w0, w1))
 	part := serve(t, supervise(w0, dead(1)))
-	f := func(n *node, id string, want int) {
+	f := func(n *site, id string, want int) {
 		t.Helper()
 		if status, _, body := n.do(http.MethodDelete, "/api/v1/sessions/"+id); status != want || (status == 204) != (body == "") {
 			t.Errorf("kick %s: %d %q, want %d", id, status, body, want)
@@ -322,7 +322,7 @@ func TestKick(t *testing.T) {
 }
 
 func TestErrorsAreJSON(t *testing.T) {
-	f := func(n *node, method, path string, status int, headers ...string) http.Header {
+	f := func(n *site, method, path string, status int, headers ...string) http.Header {
 		t.Helper()
 		got, header, body := n.do(method, path, headers...)
 		var e struct{ Error string }
@@ -348,7 +348,7 @@ func TestErrorsAreJSON(t *testing.T) {
 
 	unix := worker(t, 0, "", nil)
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) { return net.Dial("unix", unix.address) }}
-	w := &node{t, "http://worker", &http.Client{Transport: transport, Timeout: patience}}
+	w := &site{t, "http://worker", &http.Client{Transport: transport, Timeout: patience}}
 	f(w, http.MethodGet, "/_weir/nothing", http.StatusNotFound)
 	f(w, http.MethodPost, "/_weir/metrics", http.StatusMethodNotAllowed)
 	f(w, http.MethodGet, "/_weir/sessions/x", http.StatusMethodNotAllowed)
@@ -421,8 +421,35 @@ func TestConfig(t *testing.T) {
 	f(Config{Listen: "[::1]:0", Token: "~!x"}, "")
 	f(Config{Listen: "9090"}, "listen: ")
 	f(Config{Listen: "127.0.0.1:99999"}, "listen: ")
+	f(Config{Listen: "myhost:80"}, "listen: ")
+	f(Config{Listen: "localhost:80"}, "")
+	f(Config{Listen: ":80"}, "")
 	f(Config{Token: "a b"}, "token: ")
 	f(Config{Token: "ü"}, "token: ")
+}
+
+// No two servers of a node share an address.
+func TestConfigApart(t *testing.T) {
+	f := func(rtmp, http, admin string, want ...string) {
+		t.Helper()
+		got := ""
+		if err := (Config{Listen: admin}).CheckApart(rtmp, http); err != nil {
+			got = err.Error()
+		}
+		if got != strings.Join(want, "\n") {
+			t.Errorf("%s, %s, %s: %q, want %q", rtmp, http, admin, got, want)
+		}
+	}
+	f("0.0.0.0:1935", "0.0.0.0:8080", "127.0.0.1:9090")
+	f("127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0")
+	f("127.0.0.1:80", "127.0.0.2:80", "[::1]:80")
+	f("127.0.0.1:80", "", "")
+	f("nonsense", "nonsense", "nonsense")
+	f("0.0.0.0:80", "0.0.0.0:80", "127.0.0.1:9090", "http.listen: 0.0.0.0:80 is taken by rtmp.listen (0.0.0.0:80)")
+	f("0.0.0.0:1935", "127.0.0.1:80", "localhost:80", "admin.listen: localhost:80 is taken by http.listen (127.0.0.1:80)")
+	f("[::ffff:127.0.0.1]:80", ":81", "127.0.0.1:080", "admin.listen: 127.0.0.1:080 is taken by rtmp.listen ([::ffff:127.0.0.1]:80)")
+	f(":80", "127.0.0.1:80", "[::1]:80",
+		"http.listen: 127.0.0.1:80 is taken by rtmp.listen (:80)", "admin.listen: [::1]:80 is taken by rtmp.listen (:80)")
 }
 
 // A client that sends no header, and one whose request is under way, do not

@@ -60,7 +60,7 @@ var allowed = map[string]string{
 	"internal/limit":      "",
 	"internal/vhost":      "configs hls", // a tenant is configured as a whole
 	"internal/worker":     "",
-	"internal/admin":      "configs",
+	"internal/admin":      "configs internal/node",
 	"internal/node":       "",
 	"internal/units":      "",
 
