@@ -8,7 +8,9 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -62,6 +64,7 @@ type fetcher struct {
 	mu     sync.Mutex
 	vias   map[string]string // guarded by mu; by URI of what is asked for now: nodes that the first request came through
 	owners map[string]owner  // guarded by mu; by stream key
+	met    time.Time         // guarded by mu; when the origins were last asked for
 }
 
 // owner is the HTTP address of the node that last owned a stream, which has the
@@ -138,7 +141,7 @@ func (f *fetcher) cached(ctx context.Context, uri, via string) (hls.Object, erro
 	return f.edge.cache.Get(ctx, uri)
 }
 
-// fetch implements hls.Fetch.
+// fetch implements hls.Fetch. The cache says in its errors what is fetched.
 func (f *fetcher) fetch(ctx context.Context, uri string) (hls.Object, error) {
 	f.mu.Lock()
 	via := f.vias[uri]
@@ -168,19 +171,19 @@ func (f *fetcher) target(uri string) (vhost.Target, error) {
 	}
 	file, ok := hls.ParsePath(u.Path)
 	if !ok {
-		return vhost.Target{}, fmt.Errorf("fetch %s: not a file of HLS", uri)
+		return vhost.Target{}, errors.New("not a file of HLS")
 	}
 	return f.edge.table.FromHTTP("", "/"+file.App+"/"+file.Name, u.RawQuery)
 }
 
 // upstream asks the owner, or the vhost's upstreams in turn, following redirects.
 func (f *fetcher) upstream(ctx context.Context, t vhost.Target, uri, via string) (hls.Object, error) {
-	candidates, err := f.candidates(ctx, t)
+	candidates, guess, err := f.candidates(ctx, t)
 	if errors.Is(err, errGone) {
 		return hls.NotFound("stream not found: nobody publishes it"), nil
 	}
 	if err != nil {
-		return hls.Object{}, fmt.Errorf("fetch %s: %w", uri, err)
+		return hls.Object{}, err
 	}
 	trail := newTrail(f.edge.cfg.Pull.MaxRedirects)
 	var failed, loop error
@@ -208,17 +211,20 @@ func (f *fetcher) upstream(ctx context.Context, t vhost.Target, uri, via string)
 	switch {
 	case failed != nil:
 		return hls.Object{}, failed
+	case missing != nil && guess != nil: // it may be where nobody was asked
+		return hls.Object{}, guess
 	case missing != nil:
 		return *missing, nil
 	case loop != nil:
 		return hls.Object{}, loop
 	}
-	return hls.Object{}, fmt.Errorf("fetch %s: %w: all upstreams were tried", uri, errLoop)
+	return hls.Object{}, fmt.Errorf("%w: all upstreams were tried", errLoop)
 }
 
-// candidates returns the HTTP addresses that may have a stream's files.
-func (f *fetcher) candidates(ctx context.Context, t vhost.Target) ([]string, error) {
-	var list []string
+// candidates returns the HTTP addresses that may have a stream's files. guess is
+// not nil if they are only those of origins that the edge knows, because the
+// owner cannot be found out; it says why.
+func (f *fetcher) candidates(ctx context.Context, t vhost.Target) (list []string, guess, err error) {
 	var asked error
 	if f.edge.owners != nil {
 		l, err := f.edge.owners.Lookup(ctx, t.Key.String())
@@ -234,20 +240,71 @@ func (f *fetcher) candidates(ctx context.Context, t vhost.Target) ([]string, err
 		case err != nil:
 			asked = err
 		}
+		if err == nil || errors.Is(err, discovery.ErrNotFound) {
+			f.edge.meet(ctx)
+		}
 	}
 	picked, err := f.edge.https[t.Key.Vhost].pick(ctx, t.Key.String())
 	for _, up := range picked {
 		list = append(list, up.Addr)
 	}
+	if len(list) == 0 && errors.Is(asked, discovery.ErrUnavailable) {
+		list, guess = f.guess(ctx, t), asked
+	}
 	switch {
 	case len(list) > 0:
-		return list, nil
+		return list, guess, nil
 	case asked != nil:
-		return nil, asked
+		return nil, nil, asked
 	case errors.Is(err, errNoUpstream):
-		return nil, fmt.Errorf("%w: vhost %s has no upstream with http:// for HLS", err, t.Key.Vhost)
+		return nil, nil, fmt.Errorf("%w: vhost %s has no upstream with http:// for HLS", err, t.Key.Vhost)
 	}
-	return nil, err
+	return nil, nil, err
+}
+
+// maxGuesses is how many origins are asked for a file whose stream's owner cannot
+// be found out.
+const maxGuesses = 16
+
+// guess returns the HTTP addresses of origins that the edge has heard of: of those
+// that the vhost names as upstreams for RTMP or, if it has none, of all; and of
+// owners of the vhost's streams. Others may not have this vhost, and another
+// stream of that name. Those that failed a moment ago come last.
+func (f *fetcher) guess(ctx context.Context, t vhost.Target) []string {
+	var all []vhost.Upstream
+	group := f.edge.pulls[t.Key.Vhost]
+	if f.edge.origins != nil {
+		upstreams, _ := group.pick(ctx, t.Key.String())
+		upstreams = append(slices.Clone(upstreams), group.list...) // addresses and names
+		ctx, cancel := context.WithTimeout(ctx, brief)
+		defer cancel()
+		nodes, _ := f.edge.origins(ctx) // those known, if the directory is silent here, too
+		for _, n := range nodes {
+			named := slices.ContainsFunc(upstreams, func(u vhost.Upstream) bool { return u.Addr == n.Addr.RTMP })
+			if n.Addr.HTTP != "" && (named || len(group.list) == 0) {
+				all = append(all, vhost.Upstream{Scheme: "http", Addr: n.Addr.HTTP})
+			}
+		}
+	}
+	owners := map[string]bool{}
+	f.mu.Lock()
+	for key, o := range f.owners {
+		if strings.HasPrefix(key, t.Key.Vhost+"/") {
+			owners[o.addr] = true
+		}
+	}
+	f.mu.Unlock()
+	for addr := range owners {
+		all = append(all, vhost.Upstream{Scheme: "http", Addr: addr})
+	}
+	f.edge.health.sort(all)
+	var list []string
+	for _, up := range all {
+		if len(list) < maxGuesses && !slices.Contains(list, up.Addr) {
+			list = append(list, up.Addr)
+		}
+	}
+	return list
 }
 
 // owns remembers the owner of a stream.
@@ -325,7 +382,8 @@ func (f *fetcher) get(ctx context.Context, c *http.Client, target, via string) (
 func (e *Edge) serveWorkerHLS(w http.ResponseWriter, r *http.Request) {
 	o, err := e.fetcher.cached(r.Context(), r.FormValue("uri"), r.Header.Get(session.HeaderVia))
 	if err != nil {
-		text := err.Error()
+		// The worker that asked says again what is fetched.
+		text := strings.TrimPrefix(err.Error(), "fetch "+r.FormValue("uri")+": ")
 		if errors.Is(err, errCircle) {
 			text = circleText
 		}

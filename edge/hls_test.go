@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"weir/discovery"
 	"weir/hls"
 	"weir/internal/vhost"
 )
@@ -129,3 +130,82 @@ func TestHLSAfterTheEnd(t *testing.T) {
 		t.Errorf("unknown stream: %d", status)
 	}
 }
+
+// While the directory is away, files of a stream that nobody has asked for yet
+// are sought at the origins that the edge has met.
+func TestHLSWithoutTheDirectory(t *testing.T) {
+	dir := newRemote()
+	a, b := newUpstream(t, "a"), newUpstream(t, "b")
+	b.publishHLS()
+	for id, p := range map[string]*point{"a": a.point, "b": b.point} {
+		if err := dir.Heartbeat(t.Context(), discovery.Node{
+			ID: id, Instance: "1", Role: discovery.RoleOrigin, State: discovery.StateUp, TTL: time.Minute,
+			Addr: discovery.Addr{RTMP: p.rtmp, HTTP: p.http},
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		name string
+		cfg  Config
+	}{
+		{"no upstreams", quick()},
+		{"upstreams for RTMP", quick().upstreams("rtmp://"+a.rtmp, "rtmp://"+b.rtmp)},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir.setAway(false)
+			e := startEdge(t, "edge", c.cfg, dir)
+			if status, _ := get(t, e.point, "/live/other.m3u8"); status != 404 {
+				t.Errorf("while the directory is there: %d", status)
+			}
+			dir.setAway(true)
+			if status, body := get(t, e.point, playlist); status != 200 || !strings.HasPrefix(body, "#EXTM3U") {
+				t.Errorf("while it is away: %d %s", status, body)
+			}
+			// That nobody who was asked has it does not mean that nobody has it.
+			if status, _ := get(t, e.point, "/live/other.m3u8"); status != 503 {
+				t.Errorf("what no known origin has: %d", status)
+			}
+			_, err := e.edge.fetcher.cached(t.Context(), "/live/other.m3u8", "")
+			if err == nil || strings.Count(err.Error(), "fetch ") != 1 {
+				t.Errorf("error %v, want one that says once what was fetched", err)
+			}
+		})
+	}
+	// The origins of another tenant are not asked.
+	t.Run("upstreams elsewhere", func(t *testing.T) {
+		dir.setAway(false)
+		e := startEdge(t, "edge", quick().upstreams("rtmp://"+a.rtmp), dir)
+		if status, _ := get(t, e.point, "/live/other.m3u8"); status != 404 {
+			t.Errorf("while the directory is there: %d", status)
+		}
+		dir.setAway(true)
+		if status, _ := get(t, e.point, playlist); status != 503 {
+			t.Errorf("while it is away: %d", status)
+		}
+	})
+	// An edge that knows nobody says that it cannot tell.
+	t.Run("nobody is known", func(t *testing.T) {
+		dir.setAway(true)
+		e := startEdge(t, "edge", quick(), dir)
+		if status, _ := get(t, e.point, playlist); status != 503 {
+			t.Errorf("%d", status)
+		}
+	})
+	// The owner of any stream is an origin, too, for a directory that lists no nodes.
+	t.Run("an owner of another stream", func(t *testing.T) {
+		dir.setAway(false)
+		dir.own(t, vhost.DefaultName+"/live/other", b.point)
+		e := startEdge(t, "edge", quick(), lookupOnly{dir})
+		if status, _ := get(t, e.point, "/live/other.m3u8"); status != 404 {
+			t.Errorf("while the directory is there: %d", status)
+		}
+		dir.setAway(true)
+		if status, body := get(t, e.point, playlist); status != 200 {
+			t.Errorf("while it is away: %d %s", status, body)
+		}
+	})
+}
+
+// lookupOnly is a directory that does not list its nodes.
+type lookupOnly struct{ discovery.Remote }

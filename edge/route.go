@@ -105,7 +105,13 @@ func (e *Edge) candidates(ctx context.Context, t vhost.Target) ([]vhost.Upstream
 	var asked error
 	if e.owners != nil {
 		l, err := e.owners.Lookup(ctx, t.Key.String())
+		if err == nil || errors.Is(err, discovery.ErrNotFound) {
+			e.meet(ctx)
+		}
 		if err == nil {
+			if l.Addr.HTTP != "" {
+				e.fetcher.owns(t.Key.String(), l.Addr.HTTP)
+			}
 			if up, ok := e.addressOf(l.Addr); ok {
 				list = append(list, up)
 			}
@@ -211,6 +217,32 @@ func liveOrigins(d nodeLister) func(context.Context) ([]discovery.Node, error) {
 	}
 }
 
+const (
+	// meetEvery is how often the origins are asked for in good times, to be known
+	// when the directory is away.
+	meetEvery = time.Minute
+	// brief is how long is waited for what can be done without.
+	brief = 100 * time.Millisecond
+)
+
+// meet has the edge know the origins in case the directory should be away. It is
+// for when the directory has just answered.
+func (e *Edge) meet(ctx context.Context) {
+	f := e.fetcher
+	f.mu.Lock()
+	due := e.origins != nil && time.Since(f.met) >= meetEvery
+	if due {
+		f.met = time.Now()
+	}
+	f.mu.Unlock()
+	if !due {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, brief)
+	defer cancel()
+	_, _ = e.origins(ctx) // it remembers its answer; the next minute makes up for a failure
+}
+
 // publishCandidates returns the upstreams that a publisher may be forwarded to:
 // the owner of the name, the vhost's upstreams, or any origin that is up.
 func (e *Edge) publishCandidates(ctx context.Context, t vhost.Target) ([]vhost.Upstream, error) {
@@ -220,7 +252,11 @@ func (e *Edge) publishCandidates(ctx context.Context, t vhost.Target) ([]vhost.U
 	}
 	list = slices.DeleteFunc(slices.Clone(list), func(u vhost.Upstream) bool { return u.Scheme != "rtmp" })
 	if e.origins != nil && len(e.pulls[t.Key.Vhost].list) == 0 {
-		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		patience := time.Second
+		if errors.Is(err, discovery.ErrUnavailable) { // it has just been waited for
+			patience = brief
+		}
+		ctx, cancel := context.WithTimeout(ctx, patience)
 		defer cancel()
 		nodes, lerr := e.origins(ctx)
 		if lerr != nil && len(list) == 0 {
