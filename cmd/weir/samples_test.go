@@ -1,13 +1,19 @@
 package main
 
 import (
+	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
 	"weir/configs"
+	"weir/edge"
+	"weir/internal/discoverynode"
+	"weir/origin"
 )
 
 // samples are the files of configs/ and the role that each is for. A file that is
@@ -76,6 +82,76 @@ func TestSamples(t *testing.T) {
 	for name := range samples {
 		if !found[name] {
 			t.Errorf("there is no configs/%s", name)
+		}
+	}
+}
+
+// The samples are one cluster, or one of tenants, as they are: same token, same
+// discovery server, origins that are there, publish keys that the origin takes.
+func TestSamplesFitTogether(t *testing.T) {
+	parse := func(name string, into any) {
+		t.Helper()
+		if err := configs.Parse(name, []byte(readFile(t, filepath.Join(samplesDir, name))), into); err != nil {
+			t.Fatal(err)
+		}
+	}
+	directory := discoverynode.Default()
+	parse("discovery.yaml", &directory)
+	_, port, err := net.SplitHostPort(directory.Listen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const theOrigin, another, theEdge, theDirectory = "10.0.0.11", "10.0.0.12", "10.0.0.21", "10.0.0.1"
+	asks := func(name string, urls []string, token configs.Secret) {
+		t.Helper()
+		if want := []string{"http://" + net.JoinHostPort(theDirectory, port)}; !slices.Equal(urls, want) {
+			t.Errorf("%s asks %q for streams, want %q", name, urls, want)
+		}
+		if token != directory.Token {
+			t.Errorf("%s does not have the token of discovery.yaml", name)
+		}
+	}
+	at := func(name, listen, advertised, host string) {
+		t.Helper()
+		if _, port, _ := net.SplitHostPort(listen); advertised != net.JoinHostPort(host, port) {
+			t.Errorf("%s advertises %s, listens on %s and is %s", name, advertised, listen, host)
+		}
+	}
+	for _, pair := range [][2]string{{"origin.yaml", "edge.yaml"}, {"origin-tenants.yaml", "edge-tenants.yaml"}, {"origin.yaml", "edge-standalone.yaml"}} {
+		o, e := origin.Default(), edge.Default()
+		parse(pair[0], &o)
+		parse(pair[1], &e)
+		asks(pair[0], o.Discovery.URLs, o.Discovery.Token)
+		at(pair[0], o.RTMP.Listen, o.Advertise.RTMP, theOrigin)
+		at(pair[0], o.HTTP.Listen, o.Advertise.HTTP, theOrigin)
+		if pair[1] != "edge-standalone.yaml" {
+			asks(pair[1], e.Discovery.URLs, e.Discovery.Token)
+			at(pair[1], e.RTMP.Listen, e.Advertise.RTMP, theEdge)
+			at(pair[1], e.HTTP.Listen, e.Advertise.HTTP, theEdge)
+		}
+		for name, v := range e.Vhosts {
+			atOrigin, ok := o.Vhosts[name]
+			if !ok {
+				t.Errorf("%s has the vhost %s, %s does not", pair[1], name, pair[0])
+				continue
+			}
+			if !slices.Equal(v.Publish.Keys, atOrigin.Publish.Keys) {
+				t.Errorf("%s and %s have different keys for %s", pair[1], pair[0], name)
+			}
+			found := len(v.Upstreams) == 0
+			for _, upstream := range v.Upstreams {
+				u, err := url.Parse(upstream)
+				if err != nil {
+					t.Fatal(err)
+				}
+				found = found || u.Host == o.Advertise.RTMP
+				if u.Hostname() != theOrigin && u.Hostname() != another {
+					t.Errorf("%s: %s: no sample is the upstream %s", pair[1], name, upstream)
+				}
+			}
+			if !found {
+				t.Errorf("%s: the upstreams of %s are %q, not the origin's %s", pair[1], name, v.Upstreams, o.Advertise.RTMP)
+			}
 		}
 	}
 }
