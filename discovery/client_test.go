@@ -250,6 +250,84 @@ func TestHolderOverHTTP(t *testing.T) {
 	}
 }
 
+// closing counts the connections of a listener that the server has closed.
+type closing struct {
+	net.Listener
+	closed chan struct{}
+}
+
+type closingConn struct {
+	*net.TCPConn
+	once func()
+}
+
+func (l closing) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return closingConn{c.(*net.TCPConn), sync.OnceFunc(func() { l.closed <- struct{}{} })}, nil
+}
+
+func (c closingConn) Close() error {
+	defer c.once()
+	return c.TCPConn.Close()
+}
+
+// A frozen directory goes on and finds the claim and the release of a stream that
+// has ended meanwhile, in any order: nobody owns it.
+func TestClaimsOfThoseWhoHaveGoneAreDropped(t *testing.T) {
+	cfg := DefaultServerConfig()
+	cfg.Listen = "127.0.0.1:0"
+	m := newMemory()
+	s := NewServer(cfg, m, nil)
+	l, err := s.Listen(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The kernel takes the calls; nobody reads them.
+	h := NewHolder(newTestClient(t, 50*time.Millisecond, "http://"+l.Addr().String()), HolderConfig{Config: DefaultConfig(), Self: selfA})
+	const streams = 10
+	for i := range streams {
+		stream := fmt.Sprint("v/live/", i)
+		if _, err := h.Claim(t.Context(), stream, ClaimOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if i%2 == 0 {
+			h.renew(t.Context(), false)
+		}
+		if err := h.Release(t.Context(), stream); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("Release: %v", err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	closed := make(chan struct{}, 100)
+	served := make(chan error)
+	go func() { served <- s.Serve(ctx, closing{l, closed}) }()
+	defer func() {
+		cancel()
+		if err := <-served; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	}()
+	for range 2*streams + streams/2 {
+		select {
+		case <-closed:
+		case <-time.After(10 * time.Second):
+			t.Fatal("the waiting calls are not answered")
+		}
+	}
+	if page, _, _ := m.Streams(t.Context(), StreamQuery{}); len(page) != 0 {
+		t.Errorf("%d streams are owned that have ended: %+v", len(page), page)
+	}
+	// Whoever waits for the answer gets the stream, also on a connection with
+	// one call after the other.
+	c := newTestClient(t, 5*time.Second, "http://"+l.Addr().String())
+	for i := range streams {
+		mustClaim(t, c, claimBy(selfA, fmt.Sprint("v/live/", i)))
+	}
+}
+
 func TestConnectionsAreBounded(t *testing.T) {
 	url := startServer(t, newMemory(), func(c *ServerConfig) { c.MaxConnections = 2 })
 	addr := strings.TrimPrefix(url, "http://")

@@ -167,6 +167,9 @@ func (h *handler) claim(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := present(r); err != nil {
+		return nil, err
+	}
 	return h.cfg.Engine.Claim(r.Context(), Claim{
 		Stream: w.Stream, Node: w.Node, Instance: w.Instance, Addr: w.Addr, TTL: ttl, Replace: w.Replace, Held: w.Held,
 	})
@@ -176,6 +179,9 @@ func (h *handler) renew(r *http.Request) (any, error) {
 	var w renewalJSON
 	ttl, err := decodeCall(r, &w, &w.TTLms)
 	if err != nil {
+		return nil, err
+	}
+	if err := present(r); err != nil {
 		return nil, err
 	}
 	lost, err := h.cfg.Engine.Renew(r.Context(), Renewal{

@@ -290,8 +290,15 @@ func (h *Holder) Release(ctx context.Context, stream string) error {
 	}
 	err = h.dir.Release(ctx, e.lease)
 	var conflict *ConflictError
-	if errors.As(err, &conflict) {
+	if !errors.As(err, &conflict) {
+		return err
+	}
+	if now := conflict.Lease; now.Node != e.lease.Node || now.Instance != e.lease.Instance {
 		return nil // another owner came first: nothing is left to release
+	}
+	// A claim of ours was granted, but its answer was lost.
+	if err = h.dir.Release(ctx, conflict.Lease); errors.As(err, &conflict) {
+		return nil
 	}
 	return err
 }

@@ -302,6 +302,26 @@ func TestAnswerOfAClaimIsLost(t *testing.T) {
 	})
 }
 
+// A stream that was granted under another epoch than its origin believes is
+// given up all the same.
+func TestReleaseOfALostAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		a := startHolder(t, m, selfA)
+		ahead := Lease{Stream: "v/live/ahead", Epoch: uint64(time.Now().Add(time.Hour).UnixMicro())}
+		mustRenew(t, m, renewalBy(selfB, ahead))
+		a.wire.mu.Lock()
+		a.wire.loseNext = true
+		a.wire.mu.Unlock()
+		a.mustClaim(t, demo)
+		wantOwner(t, m, demo, "a")
+		if err := a.Release(t.Context(), demo); err != nil {
+			t.Errorf("Release: %v", err)
+		}
+		wantOwner(t, m, demo, "")
+	})
+}
+
 func TestOutageDoesNotMakeAHerd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
