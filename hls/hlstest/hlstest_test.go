@@ -116,7 +116,7 @@ func TestCheckerFindsBreaches(t *testing.T) {
 		{"empty", list(10, 4), list(10, 0), "empty"},
 		{"another owner", list(10, 4), strings.ReplaceAll(list(20, 4), "a-", "b-"), ""},
 		{"another owner with old numbers", list(10, 4), strings.ReplaceAll(list(9, 9), "a-", "b-"), "takeover: media sequence"},
-		{"another owner with the same discontinuity", list(10, 4), strings.ReplaceAll(list(20, 4, "CE:10", "CE:7"), "a-", "b-"), "takeover: discontinuity"},
+		{"another owner with the same discontinuity", list(10, 4), strings.ReplaceAll(list(20, 4, "CE:10", "CE:7"), "a-", "b-"), "takeover: the discontinuity"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			c := Checker{AllowTakeover: true}
