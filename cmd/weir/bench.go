@@ -21,6 +21,7 @@ func benchCommand() *cli.Command {
 		Name:  "bench",
 		Usage: "load a server with players and measure what they get and what they cost",
 		Description: "Publishes streams of its own, plays them, and prints a table (docs/bench.md).\n" +
+			"It needs --publish and --url.\n" +
 			"It loads servers on this machine only, unless --i-own-this-target says that another may be.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "publish", Usage: "publish at `rtmp://HOST/APP[?QUERY]`"},
