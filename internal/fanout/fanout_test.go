@@ -191,7 +191,11 @@ func TestEveryFormatIsTheLog(t *testing.T) {
 	joined := slices.IndexFunc(s.all, func(t media.Tag) bool { return isKey(t) && number(t) == 50 })
 	late := slices.Concat(s.all[:3], s.all[joined:])
 	for i := range 3 {
-		late[i] = late[i].At(1000)
+		at := uint32(1000)
+		if late[i].Kind() == media.Data {
+			at = 0
+		}
+		late[i] = late[i].At(at)
 	}
 	want["late"] = joinTags(late)
 	s.s.Close(nil)
