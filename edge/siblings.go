@@ -171,6 +171,9 @@ func (s *siblings) look(ctx context.Context) {
 	}
 }
 
+// workerAlivePath is where a worker answers that it lives.
+const workerAlivePath = "/_weir/alive"
+
 // aliveWithin is how long a living worker takes at most to answer anything.
 const aliveWithin = time.Second
 
@@ -186,8 +189,8 @@ func (s *siblings) lives(ctx context.Context, i int) bool {
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	// Without a key this asks for nothing; any answer will do.
-	if _, err := io.WriteString(conn, "GET "+session.WorkerFLVPath+" HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n"); err != nil {
+	// Any answer will do.
+	if _, err := io.WriteString(conn, "GET "+workerAlivePath+" HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n"); err != nil {
 		return false
 	}
 	var b [1]byte

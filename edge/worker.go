@@ -100,6 +100,7 @@ func serveSiblings(ctx context.Context, l net.Listener, e *Edge, door *session.S
 	mux.Handle("/_weir/", admin.WorkerHandler(source))
 	mux.HandleFunc(session.WorkerFLVPath, door.ServeWorkerFLV)
 	mux.HandleFunc(workerHLSPath, e.serveWorkerHLS)
+	mux.HandleFunc(workerAlivePath, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	s := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10}
 	stop := context.AfterFunc(ctx, func() { s.Close() })
 	defer stop()

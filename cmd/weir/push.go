@@ -221,10 +221,10 @@ func (p *pusher) run(ctx context.Context, u rtmp.URL) (pushState, error) {
 		return state, err
 	}
 	if err != nil {
-		return state, fail(exitLost, fmt.Errorf("publish %s: %w", u, err))
+		return state, fail(exitLost, fmt.Errorf("publish %s: %w", u.Public(), err))
 	}
 	if err := c.Unpublish(); err != nil {
-		return state, fail(exitLost, fmt.Errorf("publish %s: %w", u, err))
+		return state, fail(exitLost, fmt.Errorf("publish %s: %w", u.Public(), err))
 	}
 	return state, nil
 }
@@ -247,7 +247,7 @@ func (p *pusher) connect(ctx context.Context, u rtmp.URL) (*rtmp.Client, error) 
 			u = redirect.Target(u)
 			continue
 		}
-		return nil, connectFailure(u.String(), err)
+		return nil, connectFailure(u.Public(), err)
 	}
 }
 

@@ -243,7 +243,7 @@ func (c *Client) Play(ctx context.Context, name string) (PlayInfo, error) {
 		})
 	})
 	if err != nil {
-		return PlayInfo{}, fmt.Errorf("play %q: %w", name, err)
+		return PlayInfo{}, fmt.Errorf("play %q: %w", withoutQuery(name), err)
 	}
 	c.idle = c.cfg.ReadTimeout
 	return info, nil
@@ -312,7 +312,7 @@ func (c *Client) Publish(ctx context.Context, name string) error {
 		return c.await(func(cmd *command) bool { return statusCode(cmd) == CodePublishStart })
 	})
 	if err != nil {
-		return fmt.Errorf("publish %q: %w", name, err)
+		return fmt.Errorf("publish %q: %w", withoutQuery(name), err)
 	}
 	done := make(chan struct{})
 	c.mu.Lock()

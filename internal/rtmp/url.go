@@ -113,3 +113,16 @@ func hostPort(s string) (string, error) {
 	}
 	return addPort(authority)
 }
+
+// withoutQuery cuts the query off a stream name, for errors and logs: it may hold a
+// key.
+func withoutQuery(name string) string {
+	name, _, _ = strings.Cut(name, "?")
+	return name
+}
+
+// Public returns the URL without its query, which may hold a key, for messages.
+func (u URL) Public() string {
+	u.Name = withoutQuery(u.Name)
+	return u.String()
+}
