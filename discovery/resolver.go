@@ -19,8 +19,8 @@ import (
 // StaleFor is still used. That nobody owns a stream is never kept.
 //
 // A directory that lets a lookup wait in vain is not asked for one Heartbeat, and
-// then by one caller alone until it answers; the others get at once what they
-// would get after the timeout. Safe for concurrent use.
+// then by one caller alone until it answers, who mostly does not wait for long
+// either; the others get at once what they would get after the timeout. Safe for concurrent use.
 type Resolver struct {
 	// Static.
 	finder   Finder
@@ -37,11 +37,17 @@ type Resolver struct {
 	silent  bool      // the last lookup that ended waited in vain
 	resume  time.Time // if silent: not before this is the directory asked again
 	probing bool      // if silent: somebody asks already
+	probes  uint      // since the directory is silent
 }
 
 // inVain is how long a lookup must have waited to make the directory count as
 // silent. One that fails sooner, as where nobody listens, costs nobody's patience.
 const inVain = 100 * time.Millisecond
+
+// patientProbe is which of the probes of a silent directory, counted from 1, waits
+// for as long as it takes, for one that is slow but there. The others wait for
+// inVain.
+const patientProbe = 8
 
 // errSilent is what a lookup fails with that was not made.
 var errSilent = fmt.Errorf("%w: it did not answer a moment ago", ErrUnavailable)
@@ -61,6 +67,7 @@ type question struct {
 	// abandoned: the asker gave up, so the answer says nothing.
 	abandoned bool
 	probe     bool // of a silent directory; static
+	brief     bool // wait for inVain at most; static
 }
 
 type resolverMetrics struct{ fresh, asked, stale *metrics.Counter }
@@ -120,8 +127,13 @@ func (r *Resolver) Lookup(ctx context.Context, stream string) (Lease, error) {
 			r.mu.Unlock()
 			return q.lease, q.err
 		}
-		r.probing = r.probing || r.silent
-		q := &question{done: make(chan struct{}), probe: r.silent}
+		q := &question{done: make(chan struct{})}
+		if r.silent {
+			r.probes++
+			r.probing, q.probe, q.brief = true, true, r.probes%patientProbe != 0
+		} else {
+			r.probes = 0
+		}
 		r.asking[stream] = q
 		r.mu.Unlock()
 		r.ask(ctx, stream, q)
@@ -144,7 +156,16 @@ func (r *Resolver) ask(ctx context.Context, stream string, q *question) {
 		close(q.done)
 	}()
 	begun := time.Now()
-	lease, err := r.finder.Lookup(ctx, stream)
+	asking := ctx
+	if q.brief {
+		var cancel context.CancelFunc
+		asking, cancel = context.WithTimeout(ctx, inVain)
+		defer cancel()
+	}
+	lease, err := r.finder.Lookup(asking, stream)
+	if err != nil && asking.Err() != nil && ctx.Err() == nil {
+		err = fmt.Errorf("look up stream %s: %w", stream, errSilent)
+	}
 	answered = true
 	r.met.asked.Inc()
 

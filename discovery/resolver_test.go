@@ -212,7 +212,7 @@ func TestResolverDoesNotWaitForTheSilent(t *testing.T) {
 		time.Sleep(cfg.Heartbeat - 1)
 		f("v/live/2", 0, 2)
 		time.Sleep(time.Nanosecond)
-		// One probes; the others do not wait for it.
+		// One probes, briefly; the others do not wait for it.
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			if _, err := r.Lookup(t.Context(), "v/live/3"); !errors.Is(err, ErrUnavailable) {
@@ -222,9 +222,12 @@ func TestResolverDoesNotWaitForTheSilent(t *testing.T) {
 		synctest.Wait()
 		f("v/live/4", 0, 3)
 		f(demo, 0, 3)
+		begun := time.Now()
 		wg.Wait()
+		if d := time.Since(begun); d != inVain {
+			t.Errorf("the probe took %v, want %v", d, inVain)
+		}
 		f("v/live/4", 0, 3)
-
 		// A prober that gives up leaves the probe to the next.
 		time.Sleep(cfg.Heartbeat)
 		hasty, stop := context.WithTimeout(t.Context(), time.Millisecond)
@@ -238,10 +241,31 @@ func TestResolverDoesNotWaitForTheSilent(t *testing.T) {
 		wantOwner(t, r, "v/live/6", "b")
 		a.wantCount(t, 6)
 
+		// One that needs longer than a probe waits is found to be there, too.
+		a.will(frozen)
+		f("v/live/7", cfg.Timeout, 7)
+		a.will(func(ctx context.Context, stream string) (Lease, error) {
+			select {
+			case <-time.After(2 * inVain):
+				return Lease{Stream: stream, Node: "c", Epoch: 1}, nil
+			case <-ctx.Done():
+				return Lease{}, context.Cause(ctx)
+			}
+		})
+		for range patientProbe - 1 {
+			time.Sleep(cfg.Heartbeat)
+			if l, err := r.Lookup(t.Context(), "v/live/7"); !errors.Is(err, ErrUnavailable) {
+				t.Errorf("a brief probe: %+v, %v", l, err)
+			}
+		}
+		time.Sleep(cfg.Heartbeat)
+		wantOwner(t, r, "v/live/7", "c")
+		wantOwner(t, r, "v/live/8", "c")
+
 		// One that fails at once is asked each time.
 		a.will(always(Lease{}, ErrUnavailable))
-		f("v/live/7", 0, 7)
-		f("v/live/7", 0, 8)
+		f("v/live/9", 0, 17)
+		f("v/live/9", 0, 18)
 	})
 }
 

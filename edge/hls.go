@@ -64,7 +64,9 @@ type fetcher struct {
 	mu     sync.Mutex
 	vias   map[string]string // guarded by mu; by URI of what is asked for now: nodes that the first request came through
 	owners map[string]owner  // guarded by mu; by stream key
-	met    time.Time         // guarded by mu; when the origins were last asked for
+
+	met     chan struct{} // closed when the origins have been asked for once
+	meeting sync.WaitGroup
 }
 
 // owner is the HTTP address of the node that last owned a stream, which has the
@@ -78,7 +80,7 @@ type owner struct {
 const maxOwners = 4096
 
 func newFetcher(e *Edge) *fetcher {
-	f := &fetcher{edge: e, limit: int64(e.cfg.HLSCache.MaxObjectBytes), vias: map[string]string{}, owners: map[string]owner{}}
+	f := &fetcher{edge: e, limit: int64(e.cfg.HLSCache.MaxObjectBytes), vias: map[string]string{}, owners: map[string]owner{}, met: make(chan struct{})}
 	f.client = client(&http.Transport{
 		DialContext:           (&net.Dialer{Timeout: e.cfg.Pull.ConnectTimeout}).DialContext,
 		ResponseHeaderTimeout: e.cfg.HLSCache.FetchTimeout,
@@ -100,7 +102,36 @@ func newFetcher(e *Edge) *fetcher {
 			DisableCompression:  true,
 		}))
 	}
+	if e.origins != nil {
+		f.meeting.Go(func() { f.meet(e.ctx) })
+	}
 	return f
+}
+
+// meetEvery is how often the origins are asked for; meetSoon is for as long as
+// none is known.
+const meetEvery, meetSoon = time.Minute, 5 * time.Second
+
+// meet has the edge know the origins, which liveOrigins remembers for when the
+// directory is away, until ctx ends.
+func (f *fetcher) meet(ctx context.Context) {
+	for first := true; ; first = false {
+		asking, cancel := context.WithTimeout(ctx, f.edge.cfg.Discovery.Timeout)
+		nodes, _ := f.edge.origins(asking)
+		cancel()
+		if first {
+			close(f.met)
+		}
+		pause := meetEvery
+		if len(nodes) == 0 {
+			pause = meetSoon
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+	}
 }
 
 // client returns a client that hands redirects to the caller.
@@ -111,7 +142,9 @@ func client(t *http.Transport) *http.Client {
 	}
 }
 
+// close is for after the end of the edge's context.
 func (f *fetcher) close() {
+	f.meeting.Wait()
 	f.client.CloseIdleConnections()
 	for _, c := range f.workers {
 		c.CloseIdleConnections()
@@ -239,9 +272,6 @@ func (f *fetcher) candidates(ctx context.Context, t vhost.Target) (list []string
 			}
 		case err != nil:
 			asked = err
-		}
-		if err == nil || errors.Is(err, discovery.ErrNotFound) {
-			f.edge.meet(ctx)
 		}
 	}
 	picked, err := f.edge.https[t.Key.Vhost].pick(ctx, t.Key.String())

@@ -155,6 +155,7 @@ func TestHLSWithoutTheDirectory(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			dir.setAway(false)
 			e := startEdge(t, "edge", c.cfg, dir)
+			<-e.edge.fetcher.met
 			if status, _ := get(t, e.point, "/live/other.m3u8"); status != 404 {
 				t.Errorf("while the directory is there: %d", status)
 			}
@@ -176,6 +177,7 @@ func TestHLSWithoutTheDirectory(t *testing.T) {
 	t.Run("upstreams elsewhere", func(t *testing.T) {
 		dir.setAway(false)
 		e := startEdge(t, "edge", quick().upstreams("rtmp://"+a.rtmp), dir)
+		<-e.edge.fetcher.met
 		if status, _ := get(t, e.point, "/live/other.m3u8"); status != 404 {
 			t.Errorf("while the directory is there: %d", status)
 		}

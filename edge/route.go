@@ -105,9 +105,6 @@ func (e *Edge) candidates(ctx context.Context, t vhost.Target) ([]vhost.Upstream
 	var asked error
 	if e.owners != nil {
 		l, err := e.owners.Lookup(ctx, t.Key.String())
-		if err == nil || errors.Is(err, discovery.ErrNotFound) {
-			e.meet(ctx)
-		}
 		if err == nil {
 			if l.Addr.HTTP != "" {
 				e.fetcher.owns(t.Key.String(), l.Addr.HTTP)
@@ -217,31 +214,8 @@ func liveOrigins(d nodeLister) func(context.Context) ([]discovery.Node, error) {
 	}
 }
 
-const (
-	// meetEvery is how often the origins are asked for in good times, to be known
-	// when the directory is away.
-	meetEvery = time.Minute
-	// brief is how long is waited for what can be done without.
-	brief = 100 * time.Millisecond
-)
-
-// meet has the edge know the origins in case the directory should be away. It is
-// for when the directory has just answered.
-func (e *Edge) meet(ctx context.Context) {
-	f := e.fetcher
-	f.mu.Lock()
-	due := e.origins != nil && time.Since(f.met) >= meetEvery
-	if due {
-		f.met = time.Now()
-	}
-	f.mu.Unlock()
-	if !due {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, brief)
-	defer cancel()
-	_, _ = e.origins(ctx) // it remembers its answer; the next minute makes up for a failure
-}
+// brief is how long is waited for what can be done without.
+const brief = 100 * time.Millisecond
 
 // publishCandidates returns the upstreams that a publisher may be forwarded to:
 // the owner of the name, the vhost's upstreams, or any origin that is up.
