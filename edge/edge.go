@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -46,9 +47,10 @@ type Edge struct {
 	cancel   context.CancelFunc
 	running  sync.WaitGroup // relays
 
-	mu      sync.Mutex
-	relays  map[string]*relay // guarded by mu; by stream key
-	stopped bool              // guarded by mu
+	mu       sync.Mutex
+	relays   map[string]*relay     // guarded by mu; by stream key
+	forwards map[*forward]struct{} // guarded by mu
+	stopped  bool                  // guarded by mu
 }
 
 type edgeMetrics struct {
@@ -103,7 +105,7 @@ func New(cfg Config, o Options) *Edge {
 		pulls:   map[string]*upstreams{},
 		https:   map[string]*upstreams{},
 		health:  newHealth(cfg.Pull.Eject),
-		relays:  map[string]*relay{},
+		relays:  map[string]*relay{}, forwards: map[*forward]struct{}{},
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	if o.Directory != nil {
@@ -232,15 +234,20 @@ func (e *Edge) Play(ctx context.Context, req session.PlayRequest) (session.Feed,
 	return session.Feed{Stream: r.stream, Epoch: epoch, Release: func() { once.Do(r.detach) }}, nil
 }
 
-// Streams lists the relays for the admin API. players counts those of a key.
+// Streams lists what is pulled and what is forwarded, for the admin API. players
+// counts those of a key; a stream that is both has two entries.
 func (e *Edge) Streams(players func(vhost.Key) int) []admin.StreamInfo {
 	e.mu.Lock()
 	all := make([]*relay, 0, len(e.relays))
 	for _, r := range e.relays {
 		all = append(all, r)
 	}
+	forwards := slices.Collect(maps.Keys(e.forwards))
 	e.mu.Unlock()
-	infos := make([]admin.StreamInfo, 0, len(all))
+	infos := make([]admin.StreamInfo, 0, len(all)+len(forwards))
+	for _, f := range forwards {
+		infos = append(infos, f.info())
+	}
 	for _, r := range all {
 		flowing, epoch, from := r.state()
 		state := "live"

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"weir/internal/admin"
 	"weir/internal/media"
 	"weir/internal/rtmp"
 	"weir/internal/session"
@@ -22,13 +23,14 @@ type forward struct {
 	p    *session.Publisher
 	log  *slog.Logger
 	ring *stream.Stream
+	from time.Time // since when
 }
 
 // Publish implements session.Role.
 func (e *Edge) Publish(ctx context.Context, p *session.Publisher) session.PublishEnd {
 	f := &forward{
 		edge: e, p: p, log: e.log.With("stream", p.Target.Key.String(), "session", p.ID()),
-		ring: stream.New(e.cfg.Play.LogLimits()),
+		ring: stream.New(e.cfg.Play.LogLimits()), from: time.Now(),
 	}
 	via, err := e.chain(p.Peer)
 	if err != nil {
@@ -50,6 +52,8 @@ func (e *Edge) Publish(ctx context.Context, p *session.Publisher) session.Publis
 	}
 	e.metrics.forwards.Inc()
 	defer e.metrics.forwards.Dec()
+	e.list(f, true)
+	defer e.list(f, false)
 
 	stop := context.AfterFunc(ctx, func() { p.End("shutdown") })
 	defer stop()
@@ -86,6 +90,29 @@ func (e *Edge) Publish(ctx context.Context, p *session.Publisher) session.Publis
 		end.Err = err
 	}
 	return end
+}
+
+// list enters a forward into those of the admin API, or takes it out.
+func (e *Edge) list(f *forward, on bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if on {
+		e.forwards[f] = struct{}{}
+	} else {
+		delete(e.forwards, f)
+	}
+}
+
+// info describes the forward for the admin API.
+func (f *forward) info() admin.StreamInfo {
+	st := f.ring.Stats()
+	return admin.StreamInfo{
+		Key: f.p.Target.Key.String(), State: "live", BytesIn: st.BytesIn, Bitrate: st.Bitrate,
+		Codecs: f.ring.Headers().Codecs(), Source: "publish, forwarded",
+		Publisher: &admin.PublisherInfo{
+			Session: f.p.ID(), Remote: f.p.Remote.String(), Protocol: "rtmp", Since: f.from, Encoder: f.p.Encoder,
+		},
+	}
 }
 
 // errPublisherLeft closes the log of a forward.
