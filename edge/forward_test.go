@@ -13,6 +13,7 @@ import (
 	"weir/internal/media"
 	"weir/internal/rtmp"
 	"weir/internal/session"
+	"weir/internal/vhost"
 	"weir/internal/stream"
 )
 
@@ -125,6 +126,10 @@ func TestForward(t *testing.T) {
 	c = encoderAt(t, e.point, "demo")
 	encode(t, c, 0, 2)
 	a.awaitFrame(t, demo, 1)
+	none := func(vhost.Key) int { return 0 }
+	if l := e.edge.Streams(none); len(l) != 1 || l[0].Source != "publish, forwarded" || l[0].Publisher == nil || l[0].BytesIn == 0 {
+		t.Errorf("the admin API has %+v", l)
+	}
 	c.Close()
 	if ends := a.awaitPublished(t, 2); ends[1] != "connection_lost" {
 		t.Errorf("the second publish upstream ended as %q", ends[1])
@@ -132,6 +137,9 @@ func TestForward(t *testing.T) {
 	e.awaitSessions(t, "publish", 0)
 	if n := e.edge.metrics.forwards.Get(); n != 0 {
 		t.Errorf("%d forwards", n)
+	}
+	if l := e.edge.Streams(none); len(l) != 0 {
+		t.Errorf("the admin API still has %+v", l)
 	}
 }
 
