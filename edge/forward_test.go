@@ -13,8 +13,8 @@ import (
 	"weir/internal/media"
 	"weir/internal/rtmp"
 	"weir/internal/session"
-	"weir/internal/vhost"
 	"weir/internal/stream"
+	"weir/internal/vhost"
 )
 
 func publishAt(p *point, name string) (*rtmp.Client, error) {
