@@ -68,8 +68,8 @@ type Player struct {
 	Stream *stream.Stream
 	Format Format
 	Limits Limits
-	// Urgent players get each frame at once, whatever that costs: other nodes,
-	// whose own players' wait comes on top.
+	// Urgent players do not wait for large batches: other nodes, whose own players'
+	// wait comes on top. Their bound is 5 ms.
 	Urgent bool
 	// Read, if not nil, makes the engine read what the player sends and gives it
 	// to Read, piece by piece; false ends the session with Left, as the player's
@@ -116,7 +116,7 @@ type Engine struct {
 	// Static.
 	opt    Options
 	shards []*shard
-	urgent *shard // of players that do not wait
+	urgent *shard // of players that hardly wait
 	reader *reader
 
 	turn    atomic.Uint32 // of the shards
@@ -150,7 +150,7 @@ func New(o Options) *Engine {
 	for range o.Shards {
 		e.shards = append(e.shards, newShard(e, o.MaxLatency))
 	}
-	e.urgent = newShard(e, 0)
+	e.urgent = newShard(e, min(o.MaxLatency, urgentLatency))
 	for _, s := range append(e.shards, e.urgent) {
 		e.running.Go(s.run)
 	}

@@ -20,6 +20,10 @@ const (
 	smoothing  = 8
 )
 
+// urgentLatency is the bound for urgent players. Without one a shard with hundreds
+// of streams would look through all of them for each frame of one.
+const urgentLatency = 5 * time.Millisecond
+
 func newPace(most time.Duration) pace { return pace{most: most, perSend: firstGuess} }
 
 // round notes a round that took d for n sends, with that many players to serve

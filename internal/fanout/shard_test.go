@@ -757,6 +757,46 @@ func TestPaceFollowsThePlayers(t *testing.T) {
 	})
 }
 
+// Urgent players wait for 5 ms at most, however many there are: a shard that has
+// hundreds of streams must not look through all of them for each frame.
+func TestUrgentPlayers(t *testing.T) {
+	inBubble(t, 100*time.Millisecond, func(t *testing.T, e *Engine, n *sockets) {
+		var all []*source
+		var last *socket
+		for range 300 {
+			s := newSource(t)
+			s.headers(0)
+			s.frame('K', 0, 10)
+			for range 2 {
+				last = n.new(plenty)
+				if _, err := e.Add(Player{Conn: last, Stream: s.s, Format: FLV{}, Limits: roomy, Urgent: true, Done: func(Result) {}}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			all = append(all, s)
+		}
+		pass(time.Second)
+		rounds := n.rounds.Load()
+		for i := range 100 {
+			all[i].frame('P', 40, 10)
+			pass(time.Millisecond)
+		}
+		if n := n.rounds.Load() - rounds; n > 100/4 {
+			t.Errorf("%d rounds in 100 ms", n)
+		}
+		pass(time.Second)
+		begin, had := time.Now(), len(last.seen())
+		all[299].frame('P', 40, 10)
+		synctest.Wait()
+		for len(last.seen()) == had {
+			pass(time.Millisecond)
+		}
+		if d := time.Since(begin); d > 5*time.Millisecond {
+			t.Errorf("an urgent player waits for %v", d)
+		}
+	})
+}
+
 func TestPace(t *testing.T) {
 	for _, c := range []struct {
 		most     time.Duration

@@ -111,7 +111,8 @@ func New(cfg Config, gate *limit.Gate, handler fasthttp.RequestHandler, log *slo
 // is left, which needs that handlers and the functions given to Takeover return
 // soon after their connection was closed. (fasthttp keeps one goroutine for the
 // Date header as long as the process lives.) A connection that such a function left
-// to somebody else is closed as well, but not waited for.
+// to somebody else is closed as well, or only shut down if that keeps it (see
+// Takeover), but not waited for.
 //
 // The error is nil if ctx ended it, else it says why l cannot accept any more.
 // Serve may run for several listeners at a time; each has its own connections.

@@ -241,3 +241,84 @@ func TestTakeoverWithNetHTTPClient(t *testing.T) {
 		}
 	}
 }
+
+// A connection that is kept is closed by Release alone; Close and the shutdown only
+// end what flows over it.
+func TestKeptConnection(t *testing.T) {
+	type keeper interface {
+		Keep() bool
+		Release() error
+	}
+	for _, c := range []struct {
+		name string
+		end  func(n *node, conn net.Conn)
+	}{
+		{"close", func(_ *node, conn net.Conn) { conn.Close(); conn.Close() }},
+		{"shutdown", func(n *node, _ net.Conn) { n.stop() }}, // which waits for the owner
+	} {
+		conns, over := make(chan net.Conn, 1), make(chan bool)
+		n := start(t, setup{handler: func(s *Server, ctx *fasthttp.RequestCtx) {
+			s.Takeover(ctx, func(conn net.Conn) { conns <- conn; <-over })
+		}})
+		client := n.send("GET /live HTTP/1.1\nHost: h\n\n")
+		conn := <-conns
+		k := conn.(keeper)
+		if !k.Keep() || k.Keep() {
+			t.Fatalf("%s: Keep is not for one owner", c.name)
+		}
+		raw, err := conn.(syscall.Conn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var ender sync.WaitGroup
+		ender.Go(func() { c.end(n, conn) })
+		if _, err := io.ReadAll(client); err != nil {
+			t.Errorf("%s: the client gets %v instead of the end", c.name, err)
+		}
+		if m, err := conn.Read(make([]byte, 1)); m > 0 || err != io.EOF {
+			t.Errorf("%s: the owner reads %v instead of the end", c.name, err)
+		}
+		if err := raw.Control(func(uintptr) {}); err != nil {
+			t.Errorf("%s: the descriptor is closed: %v", c.name, err)
+		}
+		n.metric(`weir_http_taken_connections 1`)
+		if err := k.Release(); err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		if raw.Control(func(uintptr) {}) == nil {
+			t.Errorf("%s: Release does not close", c.name)
+		}
+		if k.Release() == nil || conn.Close() == nil || k.Keep() {
+			t.Errorf("%s: closed twice", c.name)
+		}
+		close(over)
+		ender.Wait()
+		n.metric(`weir_http_taken_connections 0`)
+	}
+}
+
+// Whoever comes first, owner or shutdown: a descriptor that was kept is open.
+func TestKeepRacesWithClose(t *testing.T) {
+	conns := make(chan net.Conn, 1)
+	n := start(t, setup{handler: taker(conns)})
+	for range 200 {
+		n.send("GET /live HTTP/1.1\nHost: h\n\n").Close()
+		conn := <-conns
+		raw, err := conn.(syscall.Conn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var closer sync.WaitGroup
+		closer.Go(func() { conn.Close() })
+		k := conn.(interface {
+			Keep() bool
+			Release() error
+		})
+		kept := k.Keep()
+		open := raw.Control(func(uintptr) {}) == nil
+		closer.Wait()
+		if kept && (!open || k.Release() != nil) {
+			t.Fatal("a descriptor that was kept was closed")
+		}
+	}
+}

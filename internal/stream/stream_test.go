@@ -391,6 +391,9 @@ func TestGroupLargerThanTheLog(t *testing.T) {
 	}
 	joiner, slow := s.Join(), present
 	reads(t, joiner, "")
+	if !joiner.Seeking() || slow.Seeking() {
+		t.Errorf("seeking: the joiner %v, the reader that keeps up %v", joiner.Seeking(), slow.Seeking())
+	}
 	// Nowhere to jump to: a reader that is behind stays in its place.
 	feed(t, p, "P1000@8000 P1001@8040")
 	if n := slow.Jump(); n != 0 {
@@ -402,15 +405,35 @@ func TestGroupLargerThanTheLog(t *testing.T) {
 		_ = p.Append(makeTag(fmt.Sprint("P", n), uint32(8080+n*40), 1000))
 	}
 	reads(t, slow, "")
+	if !slow.Seeking() {
+		t.Error("a reader whose place is gone does not wait for a join point")
+	}
 	feed(t, p, "P1002@16080 P1003@16120 K2@16160")
 	reads(t, joiner, "[V1] K2@16160")
 	reads(t, slow, "K2@16160")
+	if joiner.Seeking() || slow.Seeking() {
+		t.Error("seeking goes on behind the join point")
+	}
 	if slow.Skipped() != 202 {
 		t.Errorf("skipped %d, want 202", slow.Skipped())
 	}
 	if joiner.Skipped() != 0 {
 		t.Errorf("the joiner skipped %d, but nothing was promised to it", joiner.Skipped())
 	}
+}
+
+// A cursor on the tail has the headers in force: it gets what comes, as it comes.
+func TestTail(t *testing.T) {
+	s, p := start(t, roomy)
+	first := s.Tail()
+	feed(t, p, "V1@0 K1@0 V2@40")
+	tail := s.Tail()
+	if tail.Seq() != 3 || tail.Seeking() {
+		t.Errorf("at %d, seeking %v", tail.Seq(), tail.Seeking())
+	}
+	feed(t, p, "P1@40 V3@80 K2@80")
+	reads(t, tail, "P1@40 V3@80 K2@80")
+	reads(t, first, "V1@0 K1@0 V2@40 P1@40 V3@80 K2@80")
 }
 
 // Readers that fall behind.

@@ -1,0 +1,180 @@
+package fanout
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// Players of several streams and formats join, leave, stall and are kicked at
+// random over TCP, while headers change; each one's bytes must be the log's, and
+// nobody but the engine closes its descriptors.
+func TestCrowdsOverTCP(t *testing.T) {
+	e := New(Options{Shards: 2, MaxLatency: 5 * time.Millisecond, Log: slog.New(slog.DiscardHandler)})
+	var streams, players sync.WaitGroup
+	var full, jumped, cut atomic.Int64
+	for n := range 3 {
+		s := newSource(t)
+		streams.Go(func() {
+			seconds := make([]chan bool, 18) // closed when that second was published
+			for i := range seconds {
+				seconds[i] = make(chan bool)
+			}
+			over := make(chan bool) // closed when all is published
+			canary := s.crowdPlayer(e, 0, false)
+			caught := make(chan int)
+			players.Go(func() {
+				got := 0
+				var b [64 << 10]byte
+				for {
+					n, err := canary.far.Read(b[:])
+					if got += n; err != nil {
+						close(caught)
+						return
+					}
+					caught <- got
+				}
+			})
+			for sec := range seconds {
+				if sec%7 == n {
+					s.headers(1000 * sec)
+				}
+				if sec == 0 && n > 0 {
+					s.headers(0)
+				}
+				s.group(1000*sec, 3000)
+				close(seconds[sec])
+				want := 13 + len(joinTags(s.all))
+				for got := range caught { // a player that reads does not lag
+					if got == want {
+						break
+					}
+				}
+				for i := range 4 {
+					k := sec*4 + i
+					p := s.crowdPlayer(e, k%3, k%2 == 0)
+					players.Go(func() {
+						b, left := p.play(k, seconds[min(len(seconds)-1, sec+8)])
+						p.End(Left)
+						r := p.result(t)
+						<-over // the log is complete
+						tags, err := formats[k%3].parse(b)
+						if left && (errors.Is(err, io.ErrUnexpectedEOF) || len(b) == 0) {
+							err = nil // in the middle of a tag
+						}
+						if err != nil {
+							t.Errorf("player %d, %+v: %v", k, r, err)
+							return
+						}
+						lost, err := s.verify(tags)
+						if err != nil {
+							t.Errorf("player %d, %+v: %v", k, r, err)
+						}
+						switch {
+						case left:
+							cut.Add(1)
+						case r.Reason != Ended || r.Bytes != uint64(len(b)):
+							t.Errorf("player %d: %+v after %d bytes", k, r, len(b))
+						case number(tags[len(tags)-1]) != len(s.frames)-1:
+							t.Errorf("player %d: the last frame is %d of %d", k, number(tags[len(tags)-1]), len(s.frames))
+						case lost > 0:
+							jumped.Add(1)
+						default:
+							full.Add(1)
+						}
+						if !left && (lost > 0) != (r.Skipped > 0) {
+							t.Errorf("player %d lost %d, counted %d", k, lost, r.Skipped)
+						}
+						if p.own != nil && (p.own.closed.Load() > 0 || p.own.released.Load() == 0) {
+							t.Errorf("player %d: closed %d times, released %d times", k, p.own.closed.Load(), p.own.released.Load())
+						}
+					})
+				}
+			}
+			s.s.Close(nil)
+			close(over)
+			for range caught {
+			}
+			canary.far.Close()
+			if r := canary.result(t); r.Reason != Ended || r.Skipped > 0 {
+				t.Errorf("the player that reads at once: %+v", r)
+			}
+		})
+	}
+	streams.Wait()
+	players.Wait()
+	e.Close()
+	if full.Load() == 0 || jumped.Load() == 0 || cut.Load() == 0 {
+		t.Errorf("%d players got all, %d jumped, %d left", full.Load(), jumped.Load(), cut.Load())
+	}
+	if len(e.reader.sessions) > 0 {
+		t.Errorf("the reader keeps %d sessions", len(e.reader.sessions))
+	}
+}
+
+// crowdPlayer is a player with a small socket on a real connection.
+type crowdPlayer struct {
+	*player
+	own *owned
+}
+
+func (s *source) crowdPlayer(e *Engine, format int, own bool) *crowdPlayer {
+	near, far := tcpPair(s.t)
+	_ = near.SetWriteBuffer(32 << 10)
+	_ = far.SetReadBuffer(64 << 10)
+	p := &crowdPlayer{player: &player{far: far, done: make(chan Result, 2)}}
+	var conn net.Conn = near
+	if own {
+		p.own = &owned{TCPConn: near}
+		conn = p.own
+	}
+	var err error
+	p.Session, err = e.Add(Player{
+		Conn: conn, Stream: s.s, Format: formats[format].f, Urgent: own && format == 1,
+		Limits: Limits{MaxLag: 2 * time.Second, WriteTimeout: patience},
+		Read:   says(true), Done: func(r Result) { p.done <- r },
+	})
+	if err != nil {
+		s.t.Error(err)
+	}
+	return p
+}
+
+// play reads as player k does. later is closed some seconds of media on.
+func (p *crowdPlayer) play(k int, later chan bool) (got []byte, left bool) {
+	var b bytes.Buffer
+	take := func(n int64) bool {
+		m, err := io.CopyN(&b, p.far, n)
+		return err == nil && m == n
+	}
+	switch k % 8 {
+	case 1: // it goes away at once
+		left = true
+	case 2: // in the middle
+		take(int64(10_000 + k*777))
+		left = true
+	case 3: // it is kicked
+		take(int64(5_000 + k*333))
+		p.End(Kicked)
+		left = true
+	case 4, 5: // it stalls
+		take(int64(3_000 + k*555))
+		<-later
+	case 6: // it takes small pieces
+		for i := 0; i < 300 && take(97); i++ {
+		}
+	}
+	if left {
+		p.far.Close()
+	} else {
+		_, _ = io.Copy(&b, p.far)
+	}
+	p.far.Close()
+	return b.Bytes(), left
+}
