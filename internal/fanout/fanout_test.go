@@ -755,7 +755,7 @@ func (w *wrapped) Write(p []byte) (int, error) {
 }
 
 // Tags leave by writev, also from a connection that a *net.TCPConn is embedded in.
-func TestWrappedConnectionsUseWritev(t *testing.T) {
+func TestWrappedConnections(t *testing.T) {
 	e := testEngine(t)
 	defer e.Close()
 	s := newSource(t)
