@@ -223,7 +223,7 @@ func (p *pusher) run(ctx context.Context, u rtmp.URL) (pushState, error) {
 	if err != nil {
 		return state, fail(exitLost, fmt.Errorf("publish %s: %w", u.Public(), err))
 	}
-	if err := c.Unpublish(); err != nil {
+	if err := c.Unpublish(); err != nil && ctx.Err() == nil { // whoever was told to stop need not be heard
 		return state, fail(exitLost, fmt.Errorf("publish %s: %w", u.Public(), err))
 	}
 	return state, nil

@@ -436,7 +436,7 @@ func (c *Client) Unpublish() error {
 	c.sendCommand(chunk.StreamCommand, 0, "deleteStream", 0, amf.Value{}, amf.Num(float64(c.streamID)))
 	err := c.flush()
 	if half, ok := c.nc.(interface{ CloseWrite() error }); ok && err == nil {
-		err = half.CloseWrite()
+		_ = half.CloseWrite() // a quick server has closed the connection already
 	}
 	_ = c.nc.SetReadDeadline(time.Now().Add(lastWords))
 	<-done
