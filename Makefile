@@ -32,7 +32,7 @@ test: ## Everything that must be green: tools, lint, import rules, tests with -r
 test-go: ## Unit tests of all packages with the race detector, in random order
 	CGO_ENABLED=1 $(GO) test -race -shuffle=on -count=1 -timeout 5m $(PACKAGES)
 
-test-e2e: ## End-to-end tests: real processes, ffmpeg, ffprobe, rtmpdump (one test: ARGS="-run TestName")
+test-e2e: ## End-to-end tests: real processes, ffmpeg, ffprobe, rtmpdump, Chromium (one test: ARGS="-run TestName")
 	CGO_ENABLED=1 $(GO) test -race -shuffle=on -count=1 -timeout 8m -v $(ARGS) ./e2e
 
 test-imports: ## Check the import rules: which package of ours may import which
