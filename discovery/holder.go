@@ -145,6 +145,7 @@ func (h *Holder) Claim(ctx context.Context, stream string, opts ClaimOptions) (L
 	}
 	lease, lost, err := h.claim(ctx, stream, opts)
 	done()
+	h.resolver.followers.deliver()
 	if lost != nil { // after done: OnLost may release the stream
 		h.tellLost(stream, *lost)
 	}
@@ -219,6 +220,7 @@ func (h *Holder) hold(l Lease) {
 	}
 	wasIdle := e.lease.Idle
 	e.lease = l
+	h.resolver.followers.note(l, 0)
 	// A renewal under way may carry the idle mark of before and arrive after
 	// this claim: send another behind it.
 	if h.renewing > 0 || wasIdle != l.Idle {
@@ -227,14 +229,15 @@ func (h *Holder) hold(l Lease) {
 }
 
 // drop learns that another owner has the stream now, and reports whether this
-// node held it before.
+// node held it before. The caller lets the followers be told, once the stream is
+// not busy any more.
 func (h *Holder) drop(stream string, now Lease) bool {
 	h.mu.Lock()
 	h.epochs.see(now.Epoch, time.Now())
 	e := h.held[stream]
 	delete(h.held, stream)
 	h.mu.Unlock()
-	h.resolver.Learn(now)
+	h.resolver.learn(now)
 	return e != nil
 }
 
@@ -275,16 +278,13 @@ func (h *Holder) Release(ctx context.Context, stream string) error {
 	done, err := h.begin(ctx, stream)
 	if err != nil {
 		// Somebody else is at it; at least do not renew it.
-		h.mu.Lock()
-		delete(h.held, stream)
-		h.mu.Unlock()
+		h.letGo(stream)
+		h.resolver.followers.deliver()
 		return fmt.Errorf("release stream %s: %w", stream, err)
 	}
+	defer h.resolver.followers.deliver()
 	defer done()
-	h.mu.Lock()
-	e := h.held[stream]
-	delete(h.held, stream)
-	h.mu.Unlock()
+	e := h.letGo(stream)
 	if e == nil {
 		return nil
 	}
@@ -294,6 +294,7 @@ func (h *Holder) Release(ctx context.Context, stream string) error {
 		return err
 	}
 	if now := conflict.Lease; now.Node != e.lease.Node || now.Instance != e.lease.Instance {
+		h.resolver.learn(now)
 		return nil // another owner came first: nothing is left to release
 	}
 	// A claim of ours was granted, but its answer was lost.
@@ -301,6 +302,19 @@ func (h *Holder) Release(ctx context.Context, stream string) error {
 		return nil
 	}
 	return err
+}
+
+// letGo ends that a stream is held, and returns what was held. The caller lets the
+// followers be told.
+func (h *Holder) letGo(stream string) *holding {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	e := h.held[stream]
+	if e != nil {
+		delete(h.held, stream)
+		h.resolver.followers.end(stream, e.lease.Epoch)
+	}
+	return e
 }
 
 // Lookup implements Finder: streams of this node are answered at once, others
@@ -326,6 +340,22 @@ func (h *Holder) Own(_ context.Context, stream string) (Lease, error) {
 // Doubt makes the next Lookup of a stream of another node ask the directory (see
 // Resolver.Doubt).
 func (h *Holder) Doubt(stream string) { h.resolver.Doubt(stream) }
+
+// Follow calls f with each change of the stream's ownership that this node makes
+// or learns of (see Resolver.Follow): its own claims and releases are among them,
+// before they return, and owners to whom a stream was lost, before OnLost. f may
+// call the Holder, but not Claim and Release, which wait.
+func (h *Holder) Follow(stream string, f func(Lease)) (stop func()) {
+	h.mu.Lock()
+	if e := h.held[stream]; e != nil {
+		stop = h.resolver.followers.add(stream, f, &e.lease)
+	} else {
+		stop = h.resolver.follow(stream, f)
+	}
+	h.mu.Unlock()
+	h.resolver.followers.deliver()
+	return stop
+}
 
 // begin waits until no call for the stream is under way and starts one. The
 // caller must call done at its end.
@@ -380,8 +410,12 @@ func (h *Holder) Run(ctx context.Context) error {
 	wg.Wait()
 
 	h.mu.Lock()
+	for stream, e := range h.held {
+		h.resolver.followers.end(stream, e.lease.Epoch)
+	}
 	clear(h.held)
 	h.mu.Unlock()
+	h.resolver.followers.deliver()
 	bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.cfg.Config.Timeout)
 	defer cancel()
 	if err := h.dir.Goodbye(bye, h.cfg.Self.Node, h.cfg.Self.Instance); err != nil {
@@ -476,6 +510,7 @@ func (h *Holder) settle(ctx context.Context, l Lost) {
 	}
 	now := h.resettle(ctx, l)
 	done()
+	h.resolver.followers.deliver()
 	if now != nil { // after done: OnLost may release the stream
 		h.tellLost(l.Stream, *now)
 	}
@@ -493,6 +528,7 @@ func (h *Holder) resettle(ctx context.Context, l Lost) (now *Lease) {
 		// A claim of ours was granted, but its answer was lost: the epoch in
 		// force is the one that everybody else sees.
 		e.lease.Epoch = l.Now.Epoch
+		h.resolver.followers.note(e.lease, 0)
 		h.epochs.see(l.Now.Epoch, time.Now())
 		h.markDirty(e)
 		h.mu.Unlock()

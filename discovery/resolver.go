@@ -30,6 +30,8 @@ type Resolver struct {
 	maxBytes int64
 	met      resolverMetrics
 
+	followers followers // has a lock of its own, which may be taken under mu
+
 	mu      sync.Mutex // guards all below
 	entries *simplelru.LRU[string, resolved]
 	bytes   int64 // of entries
@@ -137,6 +139,7 @@ func (r *Resolver) Lookup(ctx context.Context, stream string) (Lease, error) {
 		r.asking[stream] = q
 		r.mu.Unlock()
 		r.ask(ctx, stream, q)
+		r.followers.deliver() // now that a follower may look the stream up
 		return q.lease, q.err
 	}
 }
@@ -156,6 +159,7 @@ func (r *Resolver) ask(ctx context.Context, stream string, q *question) {
 		close(q.done)
 	}()
 	begun := time.Now()
+	asOf := r.followers.latest(stream)
 	asking := ctx
 	if q.brief {
 		var cancel context.CancelFunc
@@ -187,13 +191,17 @@ func (r *Resolver) ask(ctx context.Context, stream string, q *question) {
 		r.met.stale.Inc()
 		q.lease = old.lease
 	case err == nil:
-		r.put(lease)
+		if known && old.fresh {
+			asOf = 0 // no doubt, no way back
+		}
+		r.put(lease, asOf)
 		q.lease = lease
 	case errors.Is(err, ErrUnavailable):
 		r.fallBack(q, stream, err)
 	default:
 		if errors.Is(err, ErrNotFound) {
 			r.entries.Remove(stream)
+			r.followers.end(stream, asOf)
 		}
 		q.err = err
 	}
@@ -236,12 +244,50 @@ func (r *Resolver) known(stream string) (Lease, bool) {
 // Learn puts an owner into the cache that was learned elsewhere, unless a later
 // one is known.
 func (r *Resolver) Learn(l Lease) {
+	r.learn(l)
+	r.followers.deliver()
+}
+
+// learn is Learn; the caller lets the followers be told.
+func (r *Resolver) learn(l Lease) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if old, ok := r.entries.Peek(l.Stream); ok && l.Epoch < old.lease.Epoch {
 		return
 	}
-	r.put(l)
+	r.put(l, 0)
+}
+
+// Follow calls f with each change of the stream's ownership that the Resolver
+// learns: from an answer of the directory to any caller's Lookup, or by Learn. It
+// asks nothing itself.
+//
+// f gets the owner's lease when its epoch, node, instance or address differ from
+// what f was told last, or a Lease of nothing but Stream and the ended Epoch when
+// the directory has said that nobody owns the stream any more. What is known at
+// the moment is told before Follow returns. Epochs grow from call to call, except
+// where the later owner was doubted and the directory names an earlier one: compare
+// them. Of changes that come faster than f returns only the last is told. That the
+// directory is unavailable is no change.
+//
+// f is called from the goroutine that learned of the change, one call at a time,
+// without locks; it must not block, and may call the Resolver. After stop no call
+// begins; one under way in another goroutine may still go on. stop may be called
+// more than once.
+func (r *Resolver) Follow(stream string, f func(Lease)) (stop func()) {
+	stop = r.follow(stream, f)
+	r.followers.deliver()
+	return stop
+}
+
+// follow is Follow; the caller lets the followers be told.
+func (r *Resolver) follow(stream string, f func(Lease)) (stop func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if e, ok := r.entries.Peek(stream); ok && time.Since(e.at) < r.staleFor {
+		return r.followers.add(stream, f, &e.lease)
+	}
+	return r.followers.add(stream, f, nil)
 }
 
 // Doubt makes the next Lookup of the stream ask the directory: the owner did not
@@ -256,8 +302,9 @@ func (r *Resolver) Doubt(stream string) {
 	}
 }
 
-// put expects mu to be held.
-func (r *Resolver) put(l Lease) {
+// put expects mu to be held. Followers may be led back from epochs up to overrule.
+func (r *Resolver) put(l Lease, overrule uint64) {
+	r.followers.note(l, overrule)
 	e := resolved{lease: l, at: time.Now(), fresh: true}
 	r.entries.Remove(l.Stream)
 	r.entries.Add(l.Stream, e)
