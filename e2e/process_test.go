@@ -97,11 +97,11 @@ func (p *process) cleanup() {
 	if p.running() {
 		// Ours stop by themselves, so that a race in stopping is found too.
 		if p.raceFree {
-			_ = p.cmd.Process.Signal(syscall.SIGTERM)
+			_ = p.cmd.Process.Signal(syscall.SIGINT) // at once: a SIGTERM drains
 			select {
 			case <-p.done:
 			case <-time.After(stopTimeout):
-				p.t.Errorf("%s (pid %d) does not stop on SIGTERM", p.name, p.pid())
+				p.t.Errorf("%s (pid %d) does not stop on SIGINT", p.name, p.pid())
 				_ = p.cmd.Process.Signal(syscall.SIGQUIT) // shows its goroutines
 			}
 		}

@@ -10,6 +10,7 @@ import (
 	"weir/discovery"
 	"weir/hls"
 	"weir/internal/admin"
+	"weir/internal/drain"
 	"weir/internal/limit"
 	"weir/internal/node"
 	"weir/internal/session"
@@ -50,6 +51,8 @@ type Config struct {
 	HLSCache hls.CacheConfig `yaml:"hls_cache"`
 	// How many connections the node takes, RTMP and HTTP together; per worker.
 	Limits limit.Config `yaml:"limits"`
+	// How the node is taken out of service.
+	Drain drain.Config `yaml:"drain"`
 	// The tenants by name. `__defaultVhost__` is the one of requests that name no other; it
 	// exists also when the file does not name it.
 	Vhosts vhost.Vhosts `yaml:"vhosts"`
@@ -139,6 +142,7 @@ func Default() Config {
 		Forward:  ForwardConfig{ResumeWindow: 10 * time.Second, MaxLag: 10 * time.Second},
 		HLSCache: hls.DefaultCacheConfig(),
 		Limits:   limit.DefaultConfig(),
+		Drain:    drain.DefaultConfig(),
 		Vhosts:   vhost.Vhosts{},
 	}
 }
@@ -166,6 +170,7 @@ func (c *Config) Validate() error {
 	add("forward", c.Forward.Validate())
 	add("hls_cache", c.HLSCache.Validate())
 	add("limits", c.Limits.Validate())
+	add("drain", c.Drain.Validate())
 	add("vhosts", c.Vhosts.Validate())
 	return errors.Join(errs...)
 }

@@ -40,6 +40,7 @@ type Edge struct {
 	pulls    map[string]*upstreams // by vhost: for pulls and publishers
 	https    map[string]*upstreams // by vhost: for HLS
 	health   *health
+	others   *discovery.Elsewhere
 	siblings *siblings
 	cache    *hls.Cache
 	fetcher  *fetcher
@@ -107,6 +108,7 @@ func New(cfg Config, o Options) *Edge {
 		health:  newHealth(cfg.Pull.Eject),
 		relays:  map[string]*relay{}, forwards: map[*forward]struct{}{},
 	}
+	e.others = discovery.NewElsewhere(o.Directory, e.node)
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	if o.Directory != nil {
 		e.owners = discovery.NewResolver(o.Directory, cfg.Discovery, o.Set)

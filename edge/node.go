@@ -13,6 +13,7 @@ import (
 
 	"weir/discovery"
 	"weir/internal/admin"
+	"weir/internal/drain"
 	"weir/internal/node"
 	"weir/internal/worker"
 )
@@ -32,11 +33,15 @@ type NodeOptions struct {
 	Log       *slog.Logger
 	// Ready, if not nil, is called once all workers serve.
 	Ready func()
+	// Terminate, if not nil, makes the node drain when it is closed, and end when
+	// its sessions have.
+	Terminate <-chan struct{}
 }
 
 // Run runs an edge node: it supervises the workers, answers the admin interface
 // for all of them, and tells discovery that the node is there. It blocks until
-// ctx ends or the node cannot go on.
+// ctx ends, which ends all sessions at once, or the node has drained after
+// Terminate, or it cannot go on.
 func Run(ctx context.Context, cfg Config, o NodeOptions) error {
 	set := metrics.NewSet()
 	count := cfg.Workers
@@ -74,7 +79,36 @@ func Run(ctx context.Context, cfg Config, o NodeOptions) error {
 		}
 	}
 
+	ctx, finish := context.WithCancel(ctx)
+	defer finish()
 	g, ctx := errgroup.WithContext(ctx)
+	dial := func(ctx context.Context, i int) (net.Conn, error) { return s.DialWorker(ctx, spec, i) }
+	workers := func() []admin.WorkerInfo { return workerInfos(s.States()) }
+	me := self(cfg, rtmp, http)
+	var drained *drain.Node
+	now := func() discovery.Node {
+		state := discovery.StateStarting
+		switch {
+		case drained.Draining():
+			state = discovery.StateDraining
+		case s.CheckReady(ctx) == nil:
+			state = discovery.StateUp
+		}
+		return discovery.Node{
+			ID: me.Node, Instance: me.Instance, Role: discovery.RoleEdge, Addr: me.Addr,
+			State: state, Version: o.Version,
+		}
+	}
+	drained = drain.NewNode(drain.Options{
+		Config: cfg.Drain, Apply: admin.DrainWorkers(workers, dial), Log: o.Log, Set: set,
+		Announce: func(ctx context.Context) {
+			if directory != nil {
+				_ = directory.Heartbeat(ctx, now()) // the next one tells of a failure
+			}
+		},
+	})
+	g.Go(func() error { return drained.Run(ctx) })
+	g.Go(func() error { return drained.EndAfter(ctx, o.Terminate, finish) })
 	if adminListener != nil {
 		server := admin.New(admin.Options{
 			Config: cfg.Admin,
@@ -82,30 +116,15 @@ func Run(ctx context.Context, cfg Config, o NodeOptions) error {
 				ID: cfg.Node.Name("edge"), Role: "edge", Version: o.Version, Started: time.Now(),
 				Addresses: map[string]string{"rtmp": rtmp.String(), "http": http.String(), "admin": adminListener.Addr().String()},
 			},
-			Source: admin.Source{Metrics: []*metrics.Set{set}},
-			Checks: []admin.Check{{Name: "workers", Func: s.CheckReady}},
-			Workers: func() []admin.WorkerInfo {
-				return workerInfos(s.States())
-			},
-			DialWorker: func(ctx context.Context, i int) (net.Conn, error) { return s.DialWorker(ctx, spec, i) },
-			Log:        o.Log,
+			Source:  admin.Source{Metrics: []*metrics.Set{set}},
+			Checks:  []admin.Check{{Name: "workers", Func: s.CheckReady}},
+			Workers: workers, DialWorker: dial, Drain: drained,
+			Log: o.Log,
 		})
 		g.Go(func() error { return server.Serve(ctx, adminListener) })
 	}
 	if directory != nil {
-		me := self(cfg, rtmp, http)
-		g.Go(func() error {
-			return discovery.Announce(ctx, directory, cfg.Discovery.Heartbeat, func() discovery.Node {
-				state := discovery.StateStarting
-				if s.CheckReady(ctx) == nil {
-					state = discovery.StateUp
-				}
-				return discovery.Node{
-					ID: me.Node, Instance: me.Instance, Role: discovery.RoleEdge, Addr: me.Addr,
-					State: state, Version: o.Version,
-				}
-			}, o.Log)
-		})
+		g.Go(func() error { return discovery.Announce(ctx, directory, cfg.Discovery.Heartbeat, now, o.Log) })
 	}
 	g.Go(func() error {
 		if err := s.Run(ctx); err != nil {

@@ -16,6 +16,7 @@ import (
 	"weir/configs"
 	"weir/discovery"
 	"weir/internal/admin"
+	"weir/internal/drain"
 	"weir/internal/session"
 	"weir/internal/worker"
 )
@@ -51,19 +52,29 @@ func RunWorker(c *worker.Child, log *slog.Logger) error {
 		Directory: directory, Index: c.Index, Count: c.Count, DialSibling: c.DialSibling, Log: log, Set: set,
 	})
 	defer e.Close()
+	var draining *drain.Process
 	door := session.New(session.Options{
 		Config: cfg.Play, RTMP: cfg.RTMP.ServerConfig, Vhosts: e.Vhosts(), Role: e, Log: log, Set: set,
+		Admit: func(ctx context.Context, n session.Newcomer) error {
+			if !draining.Draining() {
+				return nil
+			}
+			return e.TurnAway(ctx, n)
+		},
 		Shards:   1, // the node has a worker for each core
 		IDPrefix: strconv.Itoa(c.Index) + "-",
 	})
+	draining = drain.NewProcess(door, log, set)
 	source := admin.Source{
 		Metrics:  []*metrics.Set{set},
 		Streams:  func() []admin.StreamInfo { return e.Streams(door.Players) },
 		Sessions: door.Sessions,
 		Kick:     door.Kick,
+		Drain:    draining.Apply,
 	}
 
 	g, ctx := errgroup.WithContext(c.Context())
+	g.Go(func() error { return draining.Run(ctx) })
 	g.Go(func() error { return serveSiblings(ctx, siblings, e, door, source) })
 	session.Door{
 		Sessions: door, RTMP: c.Listeners[listenRTMP], HTTP: c.Listeners[listenHTTP],

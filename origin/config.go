@@ -8,6 +8,7 @@ import (
 	"weir/configs"
 	"weir/discovery"
 	"weir/internal/admin"
+	"weir/internal/drain"
 	"weir/internal/limit"
 	"weir/internal/node"
 	"weir/internal/session"
@@ -38,6 +39,8 @@ type Config struct {
 	Publish PublishConfig `yaml:"publish"`
 	// How many connections the node takes, RTMP and HTTP together.
 	Limits limit.Config `yaml:"limits"`
+	// How the node is taken out of service.
+	Drain drain.Config `yaml:"drain"`
 	// The tenants by name. `__defaultVhost__` is the one of requests that name no other; it
 	// exists also when the file does not name it.
 	Vhosts vhost.Vhosts `yaml:"vhosts"`
@@ -62,6 +65,7 @@ func Default() Config {
 		Play:      session.DefaultConfig(0),
 		Publish:   PublishConfig{ResumeWindow: 10 * time.Second},
 		Limits:    limit.DefaultConfig(),
+		Drain:     drain.DefaultConfig(),
 		Vhosts:    vhost.Vhosts{},
 	}
 }
@@ -85,6 +89,7 @@ func (c *Config) Validate() error {
 	add("discovery", c.Discovery.Validate())
 	add("play", c.Play.Validate())
 	add("limits", c.Limits.Validate())
+	add("drain", c.Drain.Validate())
 	add("vhosts", c.Vhosts.Validate())
 	return errors.Join(errs...)
 }

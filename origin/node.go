@@ -12,6 +12,7 @@ import (
 
 	"weir/discovery"
 	"weir/internal/admin"
+	"weir/internal/drain"
 	"weir/internal/node"
 	"weir/internal/session"
 )
@@ -22,9 +23,13 @@ type NodeOptions struct {
 	Log     *slog.Logger
 	// Ready, if not nil, is called once the node serves.
 	Ready func()
+	// Terminate, if not nil, makes the node drain when it is closed, and end when
+	// its sessions have.
+	Terminate <-chan struct{}
 }
 
-// Run runs an origin until ctx ends or it cannot go on.
+// Run runs an origin until ctx ends, which ends all sessions at once, or it has
+// drained after Terminate, or it cannot go on.
 func Run(ctx context.Context, cfg Config, opt NodeOptions) error {
 	log, set := opt.Log, metrics.NewSet()
 	rtmp, err := node.Listen(ctx, "rtmp.listen", cfg.RTMP.Listen)
@@ -50,17 +55,43 @@ func Run(ctx context.Context, cfg Config, opt NodeOptions) error {
 
 	o := New(cfg, log, set)
 	defer o.Close()
+	o.SetDirectory(directory)
+	var drained *drain.Node
+	now := func() discovery.Node {
+		state := discovery.StateUp
+		if drained.Draining() {
+			state = discovery.StateDraining
+		}
+		return discovery.Node{
+			ID: self.Node, Instance: self.Instance, Role: discovery.RoleOrigin, Addr: self.Addr, State: state, Version: opt.Version,
+		}
+	}
 	holder := discovery.NewHolder(directory, discovery.HolderConfig{
 		Config: cfg.Discovery, Self: self, OnLost: o.Lost, Logger: log, Metrics: set,
-		Node: func() discovery.Node {
-			return discovery.Node{Role: discovery.RoleOrigin, State: discovery.StateUp, Version: opt.Version}
-		},
+		Node: now,
 	})
 	o.SetOwner(holder)
 	door := session.New(session.Options{
 		Config: cfg.Play, RTMP: cfg.RTMP.ServerConfig, Vhosts: o.Vhosts(), Role: o, Log: log, Set: set,
+		Admit: func(ctx context.Context, n session.Newcomer) error {
+			if !drained.Draining() {
+				return nil
+			}
+			return o.TurnAway(ctx, n)
+		},
+		NodesStay: true,
+	})
+	process := drain.NewProcess(door, log, set)
+	drained = drain.NewNode(drain.Options{
+		Config: cfg.Drain, Log: log, Set: set,
+		Apply: func(_ context.Context, o *drain.Order) (drain.Progress, error) { return process.Apply(o), nil },
+		Announce: func(ctx context.Context) {
+			_ = directory.Heartbeat(ctx, now()) // the next one tells of a failure
+		},
 	})
 
+	ctx, finish := context.WithCancel(ctx)
+	defer finish()
 	g, ctx := errgroup.WithContext(ctx)
 	if cfg.Admin.Listen != "" {
 		l, err := node.Listen(ctx, "admin.listen", cfg.Admin.Listen)
@@ -80,10 +111,14 @@ func Run(ctx context.Context, cfg Config, opt NodeOptions) error {
 				Kick:     door.Kick,
 			},
 			Checks: []admin.Check{{Name: "discovery", Func: func(context.Context) error { return holder.Err() }}},
+			Drain:  drained,
 			Log:    log,
 		})
 		g.Go(func() error { return server.Serve(ctx, l) })
 	}
+	g.Go(func() error { return process.Run(ctx) })
+	g.Go(func() error { return drained.Run(ctx) })
+	g.Go(func() error { return drained.EndAfter(ctx, opt.Terminate, finish) })
 	g.Go(func() error { return holder.Run(ctx) })
 	session.Door{
 		Sessions: door, RTMP: rtmp, HTTP: http, HTTPConfig: cfg.HTTP.Config, Limits: cfg.Limits, Log: log, Set: set,

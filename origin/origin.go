@@ -40,6 +40,8 @@ type Origin struct {
 	set     *metrics.Set
 	running sync.WaitGroup // HLS of the publications, and their ends
 
+	others *discovery.Elsewhere
+
 	redirects *metrics.Counter
 
 	mu        sync.Mutex              // guards all below, and the publications
@@ -53,6 +55,7 @@ type Origin struct {
 func New(cfg Config, log *slog.Logger, set *metrics.Set) *Origin {
 	o := &Origin{
 		cfg: cfg, node: cfg.Node.Name("origin"), table: vhost.NewTable(cfg.Vhosts), log: log, set: set,
+		others:    discovery.NewElsewhere(nil, ""),
 		redirects: set.NewCounter("weir_redirects_total"),
 		streams:   map[string]*publication{}, lingering: map[string]*hls.Store{}, changed: make(chan struct{}),
 	}
@@ -73,6 +76,12 @@ func (o *Origin) held() (streams int, bytes int64) {
 
 // SetOwner gives the origin its leases. To be called once, before it serves.
 func (o *Origin) SetOwner(owner Owner) { o.owner = owner }
+
+// SetDirectory tells the origin where it finds other nodes. To be called once,
+// before it serves.
+func (o *Origin) SetDirectory(d discovery.Directory) {
+	o.others = discovery.NewElsewhere(d, o.node)
+}
 
 // Vhosts returns the table of the origin's tenants.
 func (o *Origin) Vhosts() *vhost.Table { return o.table }

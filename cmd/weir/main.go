@@ -104,6 +104,7 @@ func newApp(child *worker.Child, stdout, stderr io.Writer) *cli.App {
 			clusterCommand(),
 			originCommand(child), edgeCommand(child), discoveryCommand(child),
 			checkCommand(),
+			drainCommand(), undrainCommand(),
 			pushCommand(), pullCommand(), benchCommand(),
 			versionCommand(),
 			workerCommand(child), floorCommand(),

@@ -71,7 +71,9 @@ func originCommand(child *worker.Child) *cli.Command {
 			if err := configs.Parse(name, file, &cfg); err != nil {
 				return fail(exitUsage, err)
 			}
-			return origin.Run(ctx, cfg, origin.NodeOptions{Version: versionText(), Log: log, Ready: ready})
+			ctx, terminate, stop := drainOnTerminate(ctx, child, log)
+			defer stop()
+			return origin.Run(ctx, cfg, origin.NodeOptions{Version: versionText(), Log: log, Ready: ready, Terminate: terminate})
 		})
 }
 
@@ -82,10 +84,53 @@ func edgeCommand(child *worker.Child) *cli.Command {
 			if err := configs.Parse(name, file, &cfg); err != nil {
 				return fail(exitUsage, err)
 			}
+			ctx, terminate, stop := drainOnTerminate(ctx, child, log)
+			defer stop()
 			return edge.Run(ctx, cfg, edge.NodeOptions{
 				File: file, WorkerArgs: []string{workerName}, WorkerEnv: logEnvironment(c), Version: versionText(), Log: log, Ready: ready,
+				Terminate: terminate,
 			})
 		})
+}
+
+// drainOnTerminate changes what signals mean to a node with sessions: the first
+// SIGTERM closes terminate, the second, or SIGINT at any time, ends the context that
+// is returned. A supervised node has a supervisor that decides, and ends with ctx. The
+// caller calls stop at its end.
+func drainOnTerminate(ctx context.Context, child *worker.Child, log *slog.Logger) (_ context.Context, terminate <-chan struct{}, stop func()) {
+	if child != nil {
+		return ctx, nil, func() {}
+	}
+	asked := make(chan os.Signal, 2)
+	signal.Notify(asked, syscall.SIGTERM, os.Interrupt)
+	node, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	if ctx.Err() != nil { // a signal came before this was set up
+		cancel()
+	}
+	told, done := make(chan struct{}), make(chan struct{})
+	var running sync.WaitGroup
+	running.Go(func() {
+		defer cancel()
+		first := true
+		for {
+			select {
+			case s := <-asked:
+				if s != syscall.SIGTERM || !first {
+					log.Info("the node stops at once", "signal", s.String())
+					return
+				}
+				first = false
+				close(told)
+			case <-done:
+				return
+			}
+		}
+	})
+	return node, told, func() {
+		signal.Stop(asked)
+		close(done)
+		running.Wait()
+	}
 }
 
 // sayNoReload keeps SIGHUP, by which operators reload other servers, from ending a

@@ -20,8 +20,11 @@ import (
 	"net/http/pprof"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
+
+	"weir/internal/drain"
 )
 
 // Limits of the server. They bound what a client can hold, not what it may
@@ -63,6 +66,9 @@ type Options struct {
 	// the node is one process.
 	Workers    func() []WorkerInfo
 	DialWorker func(ctx context.Context, index int) (net.Conn, error)
+	// Drain, if not nil, is what POST, GET and DELETE of /api/v1/drain act on, and
+	// one of the conditions of readiness.
+	Drain *drain.Node
 	// Log gets warnings. Required.
 	Log *slog.Logger
 }
@@ -95,6 +101,10 @@ func New(o Options) *Server {
 	guarded("/api/v1/streams", get(s.listStreams))
 	guarded("/api/v1/sessions", get(s.listSessions))
 	guarded("/api/v1/sessions/{id}", only(s.kick, http.MethodDelete))
+	if o.Drain != nil {
+		s.Checks = append(slices.Clone(s.Checks), Check{Name: "drain", Func: o.Drain.CheckReady})
+		guarded("/api/v1/drain", only(s.drain, http.MethodGet, http.MethodHead, http.MethodPost, http.MethodDelete))
+	}
 	guarded("/{$}", get(overview()))
 	guarded("/", http.HandlerFunc(notFound))
 	if o.Config.Pprof {
@@ -243,7 +253,8 @@ func (s *Server) node(w http.ResponseWriter, _ *http.Request) {
 		Uptime    float64           `json:"uptime_seconds"`
 		Addresses map[string]string `json:"addresses"`
 		Workers   []WorkerInfo      `json:"workers,omitempty"`
-	}{n.ID, n.Role, n.Version, os.Getpid(), n.Started, time.Since(n.Started).Seconds(), n.Addresses, s.workers.list()})
+		Drain     *drain.Status     `json:"drain,omitempty"`
+	}{n.ID, n.Role, n.Version, os.Getpid(), n.Started, time.Since(n.Started).Seconds(), n.Addresses, s.workers.list(), s.drainStatus()})
 }
 
 func (s *Server) listStreams(w http.ResponseWriter, r *http.Request) {

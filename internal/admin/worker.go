@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
+
+	"weir/internal/drain"
 )
 
 // Source is what one process knows of itself. Functions may be nil, and are
@@ -28,6 +30,9 @@ type Source struct {
 	Sessions func() []SessionInfo
 	// Kick ends the session that has the ID and says whether there was one.
 	Kick func(id string) bool
+	// Drain makes an order the one in force; see drain.Process.Apply. Only a
+	// worker has it.
+	Drain func(o *drain.Order) drain.Progress
 }
 
 func (s *Source) writeMetrics(w io.Writer) {
@@ -57,11 +62,12 @@ const (
 	workerMetrics  = workerPrefix + "metrics"
 	workerStreams  = workerPrefix + "streams"
 	workerSessions = workerPrefix + "sessions"
+	workerDrain    = workerPrefix + "drain"
 )
 
 // WorkerHandler returns what a worker serves to its supervisor on its sibling
 // socket, for all paths that begin with "/_weir/": metrics, streams, sessions
-// and the end of a session. It asks for no token: only processes of the same
+// the end of a session, and orders to drain. It asks for no token: only processes of the same
 // user reach that socket.
 func WorkerHandler(source Source) http.Handler {
 	mux := http.NewServeMux()
@@ -83,6 +89,18 @@ func WorkerHandler(source Source) http.Handler {
 		}
 		w.WriteHeader(http.StatusNoContent)
 	}, http.MethodDelete))
+	mux.Handle(workerDrain, only(func(w http.ResponseWriter, r *http.Request) {
+		if source.Drain == nil {
+			writeError(w, http.StatusNotFound, "nothing can be drained here")
+			return
+		}
+		var o *drain.Order
+		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody)).Decode(&o); err != nil {
+			writeError(w, http.StatusBadRequest, "read order: "+err.Error())
+			return
+		}
+		writeJSON(w, http.StatusOK, source.Drain(o))
+	}, http.MethodPut))
 	mux.HandleFunc("/", notFound)
 	return mux
 }
@@ -138,14 +156,18 @@ type answer struct {
 // ask puts one request to all workers at the same time and returns all answers
 // in the order of the workers.
 func (w *workers) ask(ctx context.Context, method, path string) []answer {
-	list := w.list()
+	return w.askThese(ctx, w.list(), method, path, nil)
+}
+
+// askThese is ask for some of the workers, with a body.
+func (w *workers) askThese(ctx context.Context, list []WorkerInfo, method, path string, body []byte) []answer {
 	answers := make([]answer, len(list))
 	var asking sync.WaitGroup
 	for i, worker := range list {
 		asking.Go(func() {
 			a := &answers[i]
 			a.index = worker.Index
-			a.status, a.body, a.err = w.askOne(ctx, method, worker.Index, path)
+			a.status, a.body, a.err = w.askOne(ctx, method, worker.Index, path, body)
 			if a.err != nil {
 				a.err = fmt.Errorf("ask worker %d: %w", a.index, a.err)
 			}
@@ -155,10 +177,10 @@ func (w *workers) ask(ctx context.Context, method, path string) []answer {
 	return answers
 }
 
-func (w *workers) askOne(ctx context.Context, method string, index int, path string) (int, []byte, error) {
+func (w *workers) askOne(ctx context.Context, method string, index int, path string, question []byte) (int, []byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, workerTimeout)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, method, fmt.Sprintf("http://%d%s", index, path), nil)
+	request, err := http.NewRequestWithContext(ctx, method, fmt.Sprintf("http://%d%s", index, path), bytes.NewReader(question))
 	if err != nil {
 		return 0, nil, err
 	}

@@ -18,7 +18,7 @@ const (
 	chaseBytes = 128 << 10 // the tag that exceeds it included
 
 	writePiece = 64 << 10        // bytes of one write
-	endLinger  = 2 * time.Second // for a player to close after the farewell
+	endLinger  = 2 * time.Second // for a player to close after the last words
 )
 
 // chaser is the goroutine of a player that cannot be served by a shard, or not
@@ -75,6 +75,10 @@ func (c *chaser) run() {
 			return
 		}
 		if wish.leave != "" {
+			if wish.leave == Moved { // it is to read what it was told
+				s.settle(Moved)
+				c.linger()
+			}
 			s.finish(wish.leave, nil)
 			return
 		}

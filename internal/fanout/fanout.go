@@ -42,6 +42,8 @@ const (
 	TooSlow  Reason = "too_slow"     // no progress for the write timeout
 	Kicked   Reason = "kicked"       // an operator asked for it
 	Shutdown Reason = "shutdown"     // the node stops
+	Moved    Reason = "moved"        // the node drains, and the player was told to connect again
+	Drained  Reason = "drained"      // the drain's time was over
 	Failed   Reason = "write_error"  // the connection broke
 )
 

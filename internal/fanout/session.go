@@ -133,7 +133,7 @@ func (s *Session) End(why Reason) {
 
 // EndGently is End for a player that takes part in it: what was given to Inject
 // before is written first, behind the tag that is on its way. The write timeout
-// bounds that.
+// bounds that. With Moved the player gets 2 s to read it and close.
 func (s *Session) EndGently(why Reason) {
 	s.mu.Lock()
 	if s.wish.leave == "" {

@@ -31,9 +31,9 @@ var allowed = map[string]string{
 
 	// Roles. They are where the parts meet, so their lines are long; what
 	// matters is what they leave out: each other.
-	"edge": "configs discovery hls internal/admin internal/flv internal/httpserver internal/limit internal/media" +
+	"edge": "configs discovery hls internal/admin internal/drain internal/flv internal/httpserver internal/limit internal/media" +
 		" internal/node internal/rtmp internal/session internal/stream internal/units internal/vhost internal/worker",
-	"origin": "configs discovery hls internal/admin internal/flv internal/httpserver internal/limit internal/media" +
+	"origin": "configs discovery hls internal/admin internal/drain internal/flv internal/httpserver internal/limit internal/media" +
 		" internal/node internal/rtmp internal/session internal/stream internal/units internal/vhost",
 	"discovery": "configs internal/units",
 	// The discovery server as a node: discovery itself knows no files.
@@ -60,7 +60,8 @@ var allowed = map[string]string{
 	"internal/limit":      "",
 	"internal/vhost":      "configs hls", // a tenant is configured as a whole
 	"internal/worker":     "",
-	"internal/admin":      "configs internal/node",
+	"internal/admin":      "configs internal/drain internal/node",
+	"internal/drain":      "", // paces what it knows only by interfaces
 	"internal/node":       "",
 	"internal/units":      "",
 

@@ -15,6 +15,7 @@ const (
 	CodeConnectInvalid   = "NetConnection.Connect.InvalidApp"
 	CodeConnectClosed    = "NetConnection.Connect.Closed"
 	CodeConnectShutdown  = "NetConnection.Connect.AppShutdown"
+	CodeReconnect        = "NetConnection.Connect.ReconnectRequest" // Enhanced RTMP v2
 	CodeCallFailed       = "NetConnection.Call.Failed"
 	CodePublishStart     = "NetStream.Publish.Start"
 	CodePublishBadName   = "NetStream.Publish.BadName"
@@ -65,6 +66,15 @@ func StatusInvalidApp(sentence string) Status { return Status{CodeConnectInvalid
 // StatusShutdown refuses or ends a session because the server stops.
 func StatusShutdown() Status {
 	return Status{CodeConnectShutdown, "The server is shutting down."}
+}
+
+// StatusDraining refuses a publish or play because the server takes no new ones.
+func StatusDraining(sentence string) Status { return Status{CodeConnectRejected, sentence} }
+
+// StatusMoved tells a player that its session ends and that it should connect
+// again.
+func StatusMoved() Status {
+	return Status{CodeConnectShutdown, "This server is being taken out of service: connect again."}
 }
 
 // StatusError is a refusal that a client got from a server, in any of its forms.

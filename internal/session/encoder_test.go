@@ -21,7 +21,7 @@ type encoder struct {
 }
 
 // newEncoder shakes hands and connects to the app "live".
-func newEncoder(t *testing.T, nc net.Conn) *encoder {
+func newEncoder(t *testing.T, nc net.Conn, more ...amf.Property) *encoder {
 	t.Helper()
 	e := &encoder{t: t, nc: nc}
 	_ = nc.SetDeadline(time.Now().Add(patience))
@@ -33,7 +33,7 @@ func newEncoder(t *testing.T, nc net.Conn) *encoder {
 		t.Fatal(err)
 	}
 	e.write(answer[1 : 1+1536])
-	e.call(0, "connect", amf.Obj(amf.P("app", amf.Str("live")), amf.P("tcUrl", amf.Str("rtmp://127.0.0.1/live"))))
+	e.call(0, "connect", amf.Obj(append([]amf.Property{amf.P("app", amf.Str("live")), amf.P("tcUrl", amf.Str("rtmp://127.0.0.1/live"))}, more...)...))
 	return e
 }
 

@@ -65,12 +65,15 @@ func (s *Server) serveFLV(srv *httpserver.Server, ctx *fasthttp.RequestCtx, stem
 		return
 	}
 	wait, cancel := s.context(context.Background())
-	feed, err := s.opt.Role.Play(wait, PlayRequest{Target: t, Remote: l.remote, Peer: l.peer})
+	var feed Feed
+	if err = s.admitted(wait, KindPlay, t, l.peer); err == nil {
+		feed, err = s.opt.Role.Play(wait, PlayRequest{Target: t, Remote: l.remote, Peer: l.peer})
+	}
 	cancel()
 	if err != nil {
 		redirect, err := elsewhere(err, func(r *Redirect) string { return r.HTTP })
 		if redirect != nil {
-			s.ledger.refused(kindPlay, l.protocol, reasonOf(err), t.Key.String(), l.remote, err)
+			s.ledger.refused(KindPlay, l.protocol, reasonOf(err), t.Key.String(), l.remote, err)
 			redirectHTTP(ctx, redirect.httpURL(t, flvExt))
 			return
 		}
@@ -95,6 +98,7 @@ func (s *Server) serveFLV(srv *httpserver.Server, ctx *fasthttp.RequestCtx, stem
 	take, w := srv.Takeover, way{format: fanout.FLV{}, read: dropInput()}
 	switch {
 	case upgrade:
+		l.goodbye = func() []byte { return closeRestart }
 		take, w = srv.TakeoverWebSocket, way{format: fanout.WebSocketFLV{}, farewell: closeNormally, read: controlFrames()}
 	case l.peer.Node != "":
 		w.farewell = endMark
@@ -106,13 +110,17 @@ func (s *Server) serveFLV(srv *httpserver.Server, ctx *fasthttp.RequestCtx, stem
 		if ctx.Response.StatusCode() == http.StatusServiceUnavailable {
 			err = errStopping
 		}
-		s.ledger.refused(kindPlay, l.protocol, reasonOf(err), l.stream, l.remote, err)
+		s.ledger.refused(KindPlay, l.protocol, reasonOf(err), l.stream, l.remote, err)
 	}
 }
 
 // closeNormally is a WebSocket close frame with status 1000 (RFC 6455, sections
 // 5.5.1 and 7.4.1).
 var closeNormally = []byte{0x88, 2, 1000 >> 8, 1000 & 0xff}
+
+// closeRestart is a WebSocket close frame with status 1012, service restart, which
+// tells the client to connect again (IANA's registry of close codes, RFC 6455).
+var closeRestart = []byte{0x88, 2, 1012 >> 8, 1012 & 0xff}
 
 // playFLV begins to serve an HTTP player. Nothing of it stays here.
 func (s *Server) playFLV(l *live, t vhost.Target, feed Feed, conn net.Conn, w way) {
@@ -195,7 +203,13 @@ func (s *Server) serveHLS(ctx *fasthttp.RequestCtx, file hls.Request) {
 	}
 	wait, cancel := s.context(context.Background())
 	defer cancel()
-	o, err := s.opt.Role.HLS(wait, HLSRequest{Target: t, File: file, Remote: l.remote, Peer: l.peer})
+	var o hls.Object
+	if !file.Segment { // a viewer that is here gets its segments to the end
+		err = s.admitted(wait, KindHLS, t, l.peer)
+	}
+	if err == nil {
+		o, err = s.opt.Role.HLS(wait, HLSRequest{Target: t, File: file, Remote: l.remote, Peer: l.peer})
+	}
 	redirect, err := elsewhere(err, func(r *Redirect) string { return r.HTTP })
 	switch {
 	case err == nil:
@@ -227,7 +241,7 @@ func redirectHTTP(ctx *fasthttp.RequestCtx, url string) {
 
 // refuseHTTP answers a player that gets no stream.
 func (s *Server) refuseHTTP(ctx *fasthttp.RequestCtx, l *live, stream string, err error) {
-	s.ledger.refused(kindPlay, l.protocol, reasonOf(err), stream, l.remote, err)
+	s.ledger.refused(KindPlay, l.protocol, reasonOf(err), stream, l.remote, err)
 	if errors.Is(err, context.Canceled) {
 		err = errStopping
 	}

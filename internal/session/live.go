@@ -15,12 +15,6 @@ import (
 	"weir/internal/fanout"
 )
 
-// Kinds of sessions, as in logs, metrics and the admin API.
-const (
-	kindPublish = "publish"
-	kindPlay    = "play"
-)
-
 // Protocols of sessions.
 const (
 	protoRTMP = "rtmp"
@@ -41,8 +35,10 @@ type live struct {
 	encoder  string
 	since    time.Time
 	close    func(why string) // ends the connection; safe to call at any time
+	goodbye  func() []byte    // what a player is told that is moved; nil if words mean nothing to it
 
 	bytes   atomic.Uint64                  // of a publisher
+	told    atomic.Bool                    // to go elsewhere
 	why     atomic.Pointer[string]         // set by whoever ends the session before it ends by itself
 	playing atomic.Pointer[fanout.Session] // of a player
 	result  atomic.Pointer[fanout.Result]  // of a player that has left
@@ -78,7 +74,7 @@ func (l *live) moved() (bytes, skipped uint64) {
 
 // isPlayer reports a session that counts as a player: another worker of the node
 // that attaches here has its players counted there.
-func (l *live) isPlayer() bool { return l.kind == kindPlay && l.protocol != protoPull }
+func (l *live) isPlayer() bool { return l.kind == KindPlay && l.protocol != protoPull }
 
 func (l *live) remoteName() string { return remoteName(l.remote) }
 
@@ -109,6 +105,7 @@ type ledger struct {
 	next     uint64           // guarded by mu
 	sessions map[string]*live // guarded by mu
 	pulls    int              // guarded by mu; of the sessions, those of other workers
+	playing  int              // guarded by mu; of the sessions, the players
 	streams  map[string]int   // guarded by mu; players by stream key
 	vhosts   map[string]int   // guarded by mu; players by vhost
 }
@@ -151,6 +148,7 @@ func (g *ledger) begin(l *live, vhostName string, max bounds) error {
 		g.pulls++
 	}
 	if l.isPlayer() {
+		g.playing++
 		g.streams[l.stream]++
 		g.vhosts[vhostName]++
 	}
@@ -166,6 +164,7 @@ func (g *ledger) withdraw(l *live, vhostName string) {
 		g.pulls--
 	}
 	if l.isPlayer() {
+		g.playing--
 		count(g.streams, l.stream)
 		count(g.vhosts, vhostName)
 	}

@@ -45,7 +45,7 @@ func (s *Server) ServeRTMP(ctx context.Context, nc net.Conn) {
 		}
 		peer := Peer{Node: req.Node, Via: req.Via}
 		if req.Kind == rtmp.Play {
-			s.playRTMP(ctx, c, t, remote, peer, req.FlashVer)
+			s.playRTMP(ctx, c, req, t, remote, peer)
 			return
 		}
 		if !s.publishRTMP(ctx, c, req, t, remote, peer) {
@@ -91,16 +91,25 @@ func badTarget(kind rtmp.Kind, err error) rtmp.Status {
 // publishRTMP serves one publish; it reports whether another may follow.
 func (s *Server) publishRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.Request, t vhost.Target, remote netip.AddrPort, peer Peer) bool {
 	l := &live{
-		kind: kindPublish, protocol: protoRTMP, stream: t.Key.String(), remote: remote, peer: peer, encoder: req.FlashVer,
+		kind: KindPublish, protocol: protoRTMP, stream: t.Key.String(), remote: remote, peer: peer, encoder: req.FlashVer,
 		close: func(string) { c.Close() },
 	}
 	refuse := func(err error) bool {
-		s.ledger.refused(kindPublish, protoRTMP, reasonOf(err), l.stream, remote, err)
+		s.ledger.refused(KindPublish, protoRTMP, reasonOf(err), l.stream, remote, err)
 		_ = c.Refuse(publishStatus(err))
 		return false
 	}
 	if !t.Vhost.Config.MayPublish(t.Params().Get("key")) {
 		return refuse(&Refusal{Code: Denied, Text: "The publish key is missing or wrong."})
+	}
+	if err := s.admitted(ctx, KindPublish, t, peer); err != nil {
+		var r *Redirect
+		if errors.As(err, &r) && r.RTMP != "" && peer.Node != "" { // nodes follow, encoders do not
+			s.ledger.refused(KindPublish, protoRTMP, reasonOf(err), l.stream, remote, err)
+			_ = c.Redirect(r.rtmpURL(t))
+			return false
+		}
+		return refuse(turnedAway(err, t))
 	}
 	if err := s.ledger.begin(l, t.Vhost.Name, s.bounds(t.Vhost)); err != nil {
 		return refuse(err)
@@ -150,6 +159,8 @@ func publishStatus(err error) rtmp.Status {
 		return rtmp.StatusPublishDenied(r.Text)
 	case Stopping:
 		return rtmp.StatusShutdown()
+	case Draining:
+		return rtmp.StatusDraining(r.Text)
 	}
 	return rtmp.StatusPublishFailed(r.Text)
 }
@@ -161,6 +172,8 @@ func playStatus(err error) rtmp.Status {
 		return rtmp.StatusStreamNotFound("Nobody publishes this stream.")
 	case errors.As(err, &r) && r.Code == Stopping, errors.Is(err, context.Canceled):
 		return rtmp.StatusShutdown()
+	case errors.As(err, &r) && r.Code == Draining:
+		return rtmp.StatusDraining(r.Text)
 	case errors.As(err, &r):
 		return rtmp.StatusPlayFailed(r.Text)
 	}
@@ -168,11 +181,15 @@ func playStatus(err error) rtmp.Status {
 }
 
 // playRTMP serves one player until it leaves or the stream ends.
-func (s *Server) playRTMP(ctx context.Context, c *rtmp.ServerConn, t vhost.Target, remote netip.AddrPort, peer Peer, encoder string) {
-	feed, err := s.opt.Role.Play(ctx, PlayRequest{Target: t, Remote: remote, Peer: peer})
+func (s *Server) playRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.Request, t vhost.Target, remote netip.AddrPort, peer Peer) {
+	var feed Feed
+	err := s.admitted(ctx, KindPlay, t, peer)
+	if err == nil {
+		feed, err = s.opt.Role.Play(ctx, PlayRequest{Target: t, Remote: remote, Peer: peer})
+	}
 	if err != nil {
 		redirect, err := elsewhere(err, func(r *Redirect) string { return r.RTMP })
-		s.ledger.refused(kindPlay, protoRTMP, reasonOf(err), t.Key.String(), remote, err)
+		s.ledger.refused(KindPlay, protoRTMP, reasonOf(err), t.Key.String(), remote, err)
 		if redirect != nil {
 			_ = c.Redirect(redirect.rtmpURL(t))
 			return
@@ -181,9 +198,12 @@ func (s *Server) playRTMP(ctx context.Context, c *rtmp.ServerConn, t vhost.Targe
 		return
 	}
 	defer feed.Release()
-	l := &live{protocol: protoRTMP, remote: remote, peer: peer, encoder: encoder}
+	l := &live{
+		protocol: protoRTMP, remote: remote, peer: peer, encoder: req.FlashVer,
+		goodbye: func() []byte { return s.goodbyeRTMP(c, req, t, peer) },
+	}
 	if err := s.admit(l, t, c); err != nil {
-		s.ledger.refused(kindPlay, protoRTMP, reasonOf(err), t.Key.String(), remote, err)
+		s.ledger.refused(KindPlay, protoRTMP, reasonOf(err), t.Key.String(), remote, err)
 		_ = c.Refuse(playStatus(err))
 		return
 	}

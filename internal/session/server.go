@@ -23,8 +23,15 @@ type Options struct {
 	RTMP   rtmp.ServerConfig
 	Vhosts *vhost.Table
 	Role   Role
-	Log    *slog.Logger
-	Set    *metrics.Set
+	// Admit, if not nil, is asked about each newcomer before the role is. A
+	// *Redirect or *Refusal turns it away. It is not asked about other workers of
+	// the node.
+	Admit func(ctx context.Context, n Newcomer) error
+	// NodesStay says that players that are nodes are not moved, but go with their
+	// streams.
+	NodesStay bool
+	Log       *slog.Logger
+	Set       *metrics.Set
 	// Shards is the number of goroutines that write to players; 0 means one for
 	// each core.
 	Shards int
@@ -74,6 +81,14 @@ func (s *Server) Kick(id string) bool {
 	return true
 }
 
+// admitted asks Admit, if there is one.
+func (s *Server) admitted(ctx context.Context, kind string, t vhost.Target, p Peer) error {
+	if s.opt.Admit == nil {
+		return nil
+	}
+	return s.opt.Admit(ctx, Newcomer{Kind: kind, Target: t, Peer: p})
+}
+
 // Stop ends all sessions, refuses new ones, and waits for the players' ends.
 func (s *Server) Stop() {
 	s.stop()
@@ -98,7 +113,7 @@ func (s *Server) bounds(v *vhost.Vhost) bounds {
 
 // admit enters a player's session. conn is closed when somebody ends it.
 func (s *Server) admit(l *live, t vhost.Target, conn io.Closer) error {
-	l.kind = kindPlay
+	l.kind = KindPlay
 	l.stream = t.Key.String()
 	l.close = func(string) { conn.Close() }
 	return s.ledger.begin(l, t.Vhost.Name, s.bounds(t.Vhost))

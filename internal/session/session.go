@@ -48,6 +48,21 @@ type PlayRequest struct {
 	Peer   Peer
 }
 
+// Newcomer is a request that would begin a session, or one for an HLS playlist,
+// before the role is asked about it.
+type Newcomer struct {
+	Kind   string // KindPublish, KindPlay or KindHLS
+	Target vhost.Target
+	Peer   Peer
+}
+
+// Kinds of newcomers. Those of sessions are the words of logs and metrics, too.
+const (
+	KindPublish = "publish"
+	KindPlay    = "play"
+	KindHLS     = "hls"
+)
+
 // HLSRequest is an HLS viewer's wish for one file.
 type HLSRequest struct {
 	Target vhost.Target // the stream
@@ -89,6 +104,7 @@ const (
 	Limit       Code = "limit"       // of players, sessions
 	Unavailable Code = "unavailable" // upstream or discovery cannot be reached
 	Stopping    Code = "shutdown"    // the node stops
+	Draining    Code = "draining"    // the node takes no new sessions
 )
 
 // Refusal is a request that was understood and is not granted.

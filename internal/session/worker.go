@@ -19,7 +19,7 @@ const WorkerFLVPath = "/_weir/flv"
 func (s *Server) ServeWorkerFLV(w http.ResponseWriter, r *http.Request) {
 	l := &live{protocol: protoPull, peer: Peer{Node: r.Header.Get(HeaderNode), Via: r.Header.Get(HeaderVia)}}
 	refuse := func(stream string, status int, err error) {
-		s.ledger.refused(kindPlay, protoPull, reasonOf(err), stream, l.remote, err)
+		s.ledger.refused(KindPlay, protoPull, reasonOf(err), stream, l.remote, err)
 		http.Error(w, err.Error(), status)
 	}
 	t, err := s.workerTarget(r)

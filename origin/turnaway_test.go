@@ -1,0 +1,94 @@
+package origin
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"weir/discovery"
+	"weir/internal/session"
+	"weir/internal/vhost"
+)
+
+// An origin that drains sends publishers to another origin and players to an edge,
+// and serves the streams that it has to nodes and to viewers of HLS.
+func TestTurnAway(t *testing.T) {
+	dir := newMemory()
+	s := start(t, "a", quick(), dir)
+	s.origin.SetDirectory(dir)
+	s.mustPublish("mine")
+	target := func(name string) vhost.Target {
+		v, err := s.origin.Vhosts().Find(vhost.DefaultName)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return vhost.Target{Key: vhost.Key{Vhost: v.Name, App: "live", Name: name}, Vhost: v}
+	}
+	f := func(kind, stream, node, want string) {
+		t.Helper()
+		err := s.origin.TurnAway(t.Context(), session.Newcomer{Kind: kind, Target: target(stream), Peer: session.Peer{Node: node}})
+		got := "served"
+		var to *session.Redirect
+		var no *session.Refusal
+		switch {
+		case errors.As(err, &to):
+			got = to.RTMP
+		case errors.As(err, &no):
+			got = string(no.Code)
+		}
+		if got != want {
+			t.Errorf("%s of %s by node %q: %s, want %s", kind, stream, node, got, want)
+		}
+	}
+	f(session.KindPublish, "new", "", "draining")
+	f(session.KindPublish, "new", "edge", "draining")
+	f(session.KindPlay, "mine", "", "draining")
+	f(session.KindPlay, "mine", "edge", "served")
+	f(session.KindPlay, "other", "", "served") // by a redirect to its owner, or 404
+	f(session.KindHLS, "mine", "", "served")
+
+	for _, n := range []discovery.Node{
+		{ID: "b", Role: discovery.RoleOrigin, Addr: discovery.Addr{RTMP: "origin:1935"}},
+		{ID: "e", Role: discovery.RoleEdge, Addr: discovery.Addr{RTMP: "edge:1935"}},
+	} {
+		n.Instance, n.State, n.TTL = "1", discovery.StateUp, time.Minute
+		if err := dir.Heartbeat(t.Context(), n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.origin.SetDirectory(dir) // forgets that there was nobody
+	f(session.KindPublish, "new", "", "origin:1935")
+	f(session.KindPublish, "new", "edge", "origin:1935")
+	f(session.KindPublish, "mine", "", "origin:1935")
+	f(session.KindPlay, "mine", "", "edge:1935")
+}
+
+// A publisher that was lost may come back to its stream, but an edge has other
+// origins for it.
+func TestALostPublisherComesBackToADrainingOrigin(t *testing.T) {
+	s := start(t, "a", quick(), newMemory())
+	c := s.mustPublish("mine")
+	c.Close()
+	eventually(t, "the publisher is gone", func() error {
+		s.origin.mu.Lock()
+		defer s.origin.mu.Unlock()
+		for _, p := range s.origin.streams {
+			if p.publisher != nil {
+				return errors.New("it is there")
+			}
+		}
+		return nil
+	})
+	v, err := s.origin.Vhosts().Find(vhost.DefaultName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := session.Newcomer{Kind: session.KindPublish, Target: vhost.Target{Key: vhost.Key{Vhost: v.Name, App: "live", Name: "mine"}, Vhost: v}}
+	if err := s.origin.TurnAway(t.Context(), n); err != nil {
+		t.Errorf("turned away: %v", err)
+	}
+	n.Peer.Node = "edge"
+	if err := s.origin.TurnAway(t.Context(), n); err == nil {
+		t.Error("an edge's publisher is let in")
+	}
+}
