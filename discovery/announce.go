@@ -10,13 +10,13 @@ import (
 
 // Announce tells members the node's state every interval, with jitter, until ctx
 // ends; then it says goodbye within one interval or a second, whichever is more.
-// node is called for each heartbeat. A silent directory is logged once, and again
+// node is called for each heartbeat. now, if it is not nil, asks for one out of turn. A silent directory is logged once, and again
 // when it refuses instead, or is back. It returns nil. An origin's Holder does this itself.
-func Announce(ctx context.Context, members Members, interval time.Duration, node func() Node, log *slog.Logger) error {
+func Announce(ctx context.Context, members Members, interval time.Duration, now <-chan struct{}, node func() Node, log *slog.Logger) error {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	heartbeats(ctx, members, interval, node, log, nil)
+	heartbeats(ctx, members, interval, now, node, log, nil)
 
 	last := node()
 	bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), max(interval, time.Second))
@@ -30,7 +30,7 @@ func Announce(ctx context.Context, members Members, interval time.Duration, node
 // heartbeats tells told, if it is not nil, how each heartbeat went and when it was
 // sent.
 func heartbeats(
-	ctx context.Context, members Members, interval time.Duration, node func() Node, log *slog.Logger,
+	ctx context.Context, members Members, interval time.Duration, now <-chan struct{}, node func() Node, log *slog.Logger,
 	told func(err error, sent time.Time),
 ) {
 	timer := time.NewTimer(0)
@@ -41,22 +41,23 @@ func heartbeats(
 		case <-ctx.Done():
 			return
 		case <-timer.C:
+		case <-now:
 		}
 		sent := time.Now()
 		err := members.Heartbeat(ctx, node())
-		now := failure(err)
+		kind := failure(err)
 		switch {
 		case ctx.Err() != nil:
 			return
-		case now == last:
-		case now == "":
+		case kind == last:
+		case kind == "":
 			log.Info("heartbeats reach the directory again")
-		case now == failureRefused:
+		case kind == failureRefused:
 			log.Warn("the directory refuses heartbeats", "err", err)
 		default:
 			log.Warn("heartbeats do not reach the directory", "err", err)
 		}
-		last = now
+		last = kind
 		if told != nil {
 			told(err, sent)
 		}

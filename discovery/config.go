@@ -53,7 +53,7 @@ func DefaultServerConfig() ServerConfig {
 		Listen:          "127.0.0.1:7070",
 		LeaseTTL:        5 * time.Second,
 		MaxLeaseTTL:     time.Minute,
-		NodeTTL:         5 * time.Second,
+		NodeTTL:         3 * time.Second,
 		MaxStreams:      200_000,
 		MaxNodes:        10_000,
 		MaxBody:         units.MiB,

@@ -70,7 +70,7 @@ func TestConfigIsReadFromYAML(t *testing.T) {
 		t.Fatal(err)
 	}
 	if server.Listen != "10.0.0.1:7070" || server.LeaseTTL != 3*time.Second || server.MaxStreams != 5 || server.MaxBody != 2<<20 ||
-		server.NodeTTL != 5*time.Second {
+		server.NodeTTL != 3*time.Second {
 		t.Errorf("got %+v", server)
 	}
 	node := DefaultConfig()

@@ -19,6 +19,8 @@ type HolderConfig struct {
 	// Node returns the state of the node for a heartbeat. ID, Instance and Addr
 	// are filled in from Self. It must not block. nil: an origin that is up.
 	Node func() Node
+	// Now asks for a heartbeat out of turn; may be nil.
+	Now <-chan struct{}
 	// OnLost is told of each lease that another owner has now (now.Epoch is the
 	// larger one, except among peers). The stream is no longer held when it is
 	// called; if it was claimed again since, that lease has an epoch above now's.
@@ -405,7 +407,7 @@ func (h *Holder) start(stream string) (done func()) {
 // returns nil. Call it once.
 func (h *Holder) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
-	wg.Go(func() { heartbeats(ctx, h.dir, h.cfg.Config.Heartbeat, h.node, h.log, h.heard) })
+	wg.Go(func() { heartbeats(ctx, h.dir, h.cfg.Config.Heartbeat, h.cfg.Now, h.node, h.log, h.heard) })
 	h.renewals(ctx)
 	wg.Wait()
 

@@ -507,7 +507,8 @@ func TestAnnounce(t *testing.T) {
 			defer mu.Unlock()
 			return Node{ID: "e", Instance: "1", Role: RoleEdge, State: state}
 		}
-		go func() { ran <- Announce(ctx, w, time.Second, node, nil) }()
+		now := make(chan struct{})
+		go func() { ran <- Announce(ctx, w, time.Second, now, node, nil) }()
 		want := func(state State) {
 			t.Helper()
 			nodes, _, _ := m.Nodes(t.Context(), NodeQuery{Role: RoleEdge})
@@ -531,6 +532,15 @@ func TestAnnounce(t *testing.T) {
 		w.setCut(false)
 		time.Sleep(time.Second)
 		want(StateDraining)
+		// Out of turn.
+		mu.Lock()
+		state = StateUp
+		mu.Unlock()
+		synctest.Wait()
+		want(StateDraining)
+		now <- struct{}{}
+		synctest.Wait()
+		want(StateUp)
 		cancel()
 		if err := <-ran; err != nil {
 			t.Error(err)

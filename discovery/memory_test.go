@@ -282,7 +282,8 @@ func TestNodesComeAndGo(t *testing.T) {
 		if nodes, _, _ := m.Nodes(ctx, NodeQuery{}); nodes[0].Load["cpu"] != 0.5 {
 			t.Error("the directory shares the load with its caller")
 		}
-		time.Sleep(ttl - 1)
+		nodeTTL := DefaultServerConfig().NodeTTL
+		time.Sleep(nodeTTL - 1)
 		beat("e", "e1", RoleEdge)
 		if got := ids(NodeQuery{}); !slices.Equal(got, []string{"b", "e"}) {
 			t.Errorf("nodes %v", got)
@@ -294,7 +295,7 @@ func TestNodesComeAndGo(t *testing.T) {
 		if got := ids(NodeQuery{}); !slices.Equal(got, []string{"e"}) {
 			t.Errorf("nodes after b fell silent: %v", got)
 		}
-		time.Sleep(ttl + sweepEvery)
+		time.Sleep(nodeTTL + sweepEvery)
 		m.mu.RLock()
 		if len(m.nodes) != 0 {
 			t.Errorf("%d nodes are left after the sweep", len(m.nodes))

@@ -44,6 +44,7 @@ func yamlList(values []string) string {
 type addresses struct {
 	rtmp, http, admin            string
 	advertiseRTMP, advertiseHTTP string
+	labels                       string // more keys of the section node, as in "region: eu, cost: 2"
 }
 
 func (a *addresses) fill(t testing.TB) {
@@ -110,8 +111,8 @@ func launch(t testing.TB, role, id string, a addresses, more string) *node {
 	t.Helper()
 	a.fill(t)
 	n := &node{id: id, rtmp: a.rtmp, http: a.http, admin: a.admin}
-	config := fmt.Sprintf("role: %s\nnode: {id: %s}\nrtmp: {listen: %q}\nhttp: {listen: %q}\nadmin: {listen: %q}\nadvertise: {rtmp: %q, http: %q}\n%s",
-		role, id, a.rtmp, a.http, a.admin, a.advertiseRTMP, a.advertiseHTTP, more)
+	config := fmt.Sprintf("role: %s\nnode: {id: %s, %s}\nrtmp: {listen: %q}\nhttp: {listen: %q}\nadmin: {listen: %q}\nadvertise: {rtmp: %q, http: %q}\n%s",
+		role, id, a.labels, a.rtmp, a.http, a.admin, a.advertiseRTMP, a.advertiseHTTP, more)
 	n.process = startWeir(t, id, role, "-c", writeConfig(t, id, config))
 	return n
 }

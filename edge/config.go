@@ -12,6 +12,7 @@ import (
 	"weir/internal/admin"
 	"weir/internal/drain"
 	"weir/internal/limit"
+	"weir/internal/load"
 	"weir/internal/node"
 	"weir/internal/session"
 	"weir/internal/vhost"
@@ -43,6 +44,8 @@ type Config struct {
 	Discovery discovery.Config `yaml:"discovery"`
 	// What players may cost.
 	Play session.Config `yaml:"play"`
+	// How busy the node counts, which discovery is told.
+	Load load.Config `yaml:"load"`
 	// How streams are pulled from upstream.
 	Pull PullConfig `yaml:"pull"`
 	// What happens to publishers at this edge: they are forwarded to an origin.
@@ -126,6 +129,7 @@ func Default() Config {
 		Supervision: worker.DefaultConfig(),
 		Discovery:   discovery.DefaultConfig(),
 		Play:        session.DefaultConfig(5 * time.Second),
+		Load:        load.DefaultConfig(),
 		Pull: PullConfig{
 			Protocol:       PullRTMP,
 			Linger:         5 * time.Second,
@@ -166,6 +170,7 @@ func (c *Config) Validate() error {
 	add("supervision", c.Supervision.Validate())
 	add("discovery", c.Discovery.Validate())
 	add("play", c.Play.Validate())
+	add("load", c.Load.Validate())
 	add("pull", c.Pull.Validate())
 	add("forward", c.Forward.Validate())
 	add("hls_cache", c.HLSCache.Validate())

@@ -14,6 +14,7 @@ import (
 	"weir/discovery"
 	"weir/internal/admin"
 	"weir/internal/drain"
+	"weir/internal/load"
 	"weir/internal/node"
 	"weir/internal/worker"
 )
@@ -84,6 +85,13 @@ func Run(ctx context.Context, cfg Config, o NodeOptions) error {
 	g, ctx := errgroup.WithContext(ctx)
 	dial := func(ctx context.Context, i int) (net.Conn, error) { return s.DialWorker(ctx, spec, i) }
 	workers := func() []admin.WorkerInfo { return workerInfos(s.States()) }
+	process, err := load.NewProcess(load.ProcessOptions{Config: cfg.Load, Worker: -1, Log: o.Log})
+	if err != nil {
+		return err
+	}
+	meter := load.NewNode(load.NodeOptions{
+		Config: cfg.Load, Process: process, Workers: admin.WorkerLoads(workers, dial), Count: count, Log: o.Log, Set: set,
+	})
 	me := self(cfg, rtmp, http)
 	var drained *drain.Node
 	now := func() discovery.Node {
@@ -96,7 +104,7 @@ func Run(ctx context.Context, cfg Config, o NodeOptions) error {
 		}
 		return discovery.Node{
 			ID: me.Node, Instance: me.Instance, Role: discovery.RoleEdge, Addr: me.Addr,
-			State: state, Version: o.Version,
+			State: state, Version: o.Version, Load: meter.Heartbeat(), Labels: cfg.Node.AllLabels(),
 		}
 	}
 	drained = drain.NewNode(drain.Options{
@@ -115,7 +123,9 @@ func Run(ctx context.Context, cfg Config, o NodeOptions) error {
 			Node: admin.NodeInfo{
 				ID: cfg.Node.Name("edge"), Role: "edge", Version: o.Version, Started: time.Now(),
 				Addresses: map[string]string{"rtmp": rtmp.String(), "http": http.String(), "admin": adminListener.Addr().String()},
+				Labels:    cfg.Node.AllLabels(),
 			},
+			Load:    meter.Load,
 			Source:  admin.Source{Metrics: []*metrics.Set{set}},
 			Checks:  []admin.Check{{Name: "workers", Func: s.CheckReady}},
 			Workers: workers, DialWorker: dial, Drain: drained,
@@ -124,8 +134,11 @@ func Run(ctx context.Context, cfg Config, o NodeOptions) error {
 		g.Go(func() error { return server.Serve(ctx, adminListener) })
 	}
 	if directory != nil {
-		g.Go(func() error { return discovery.Announce(ctx, directory, cfg.Discovery.Heartbeat, now, o.Log) })
+		g.Go(func() error {
+			return discovery.Announce(ctx, directory, cfg.Discovery.Heartbeat, meter.Jumps(), now, o.Log)
+		})
 	}
+	g.Go(func() error { return meter.Run(ctx) })
 	g.Go(func() error {
 		if err := s.Run(ctx); err != nil {
 			return fmt.Errorf("run workers: %w", err)

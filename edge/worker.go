@@ -17,6 +17,7 @@ import (
 	"weir/discovery"
 	"weir/internal/admin"
 	"weir/internal/drain"
+	"weir/internal/load"
 	"weir/internal/session"
 	"weir/internal/worker"
 )
@@ -52,9 +53,10 @@ func RunWorker(c *worker.Child, log *slog.Logger) error {
 		Directory: directory, Index: c.Index, Count: c.Count, DialSibling: c.DialSibling, Log: log, Set: set,
 	})
 	defer e.Close()
+	delays := &load.Delays{}
 	var draining *drain.Process
 	door := session.New(session.Options{
-		Config: cfg.Play, RTMP: cfg.RTMP.ServerConfig, Vhosts: e.Vhosts(), Role: e, Log: log, Set: set,
+		Config: cfg.Play, RTMP: cfg.RTMP.ServerConfig, Vhosts: e.Vhosts(), Role: e, Delays: delays, Log: log, Set: set,
 		Admit: func(ctx context.Context, n session.Newcomer) error {
 			if !draining.Draining() {
 				return nil
@@ -65,15 +67,23 @@ func RunWorker(c *worker.Child, log *slog.Logger) error {
 		IDPrefix: strconv.Itoa(c.Index) + "-",
 	})
 	draining = drain.NewProcess(door, log, set)
+	process, err := load.NewProcess(load.ProcessOptions{
+		Config: cfg.Load, Worker: c.Index, Delays: delays, Sessions: door.Counts, Log: log,
+	})
+	if err != nil {
+		return err
+	}
 	source := admin.Source{
 		Metrics:  []*metrics.Set{set},
 		Streams:  func() []admin.StreamInfo { return e.Streams(door.Players) },
 		Sessions: door.Sessions,
 		Kick:     door.Kick,
 		Drain:    draining.Apply,
+		Load:     process.Report,
 	}
 
 	g, ctx := errgroup.WithContext(c.Context())
+	g.Go(func() error { return process.Run(ctx) })
 	g.Go(func() error { return draining.Run(ctx) })
 	g.Go(func() error { return serveSiblings(ctx, siblings, e, door, source) })
 	session.Door{

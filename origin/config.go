@@ -10,6 +10,7 @@ import (
 	"weir/internal/admin"
 	"weir/internal/drain"
 	"weir/internal/limit"
+	"weir/internal/load"
 	"weir/internal/node"
 	"weir/internal/session"
 	"weir/internal/vhost"
@@ -35,6 +36,8 @@ type Config struct {
 	Discovery discovery.Config `yaml:"discovery"`
 	// What players and pulling edges may cost.
 	Play session.Config `yaml:"play"`
+	// How busy the node counts, which discovery is told.
+	Load load.Config `yaml:"load"`
 	// What happens to the streams of publishers.
 	Publish PublishConfig `yaml:"publish"`
 	// How many connections the node takes, RTMP and HTTP together.
@@ -63,6 +66,7 @@ func Default() Config {
 		Admin:     admin.DefaultConfig(),
 		Discovery: discovery.DefaultConfig(),
 		Play:      session.DefaultConfig(0),
+		Load:      load.DefaultConfig(),
 		Publish:   PublishConfig{ResumeWindow: 10 * time.Second},
 		Limits:    limit.DefaultConfig(),
 		Drain:     drain.DefaultConfig(),
@@ -88,6 +92,7 @@ func (c *Config) Validate() error {
 	add("advertise", c.Advertise.Validate())
 	add("discovery", c.Discovery.Validate())
 	add("play", c.Play.Validate())
+	add("load", c.Load.Validate())
 	add("limits", c.Limits.Validate())
 	add("drain", c.Drain.Validate())
 	add("vhosts", c.Vhosts.Validate())

@@ -13,6 +13,7 @@ import (
 	"weir/discovery"
 	"weir/internal/admin"
 	"weir/internal/drain"
+	"weir/internal/load"
 	"weir/internal/node"
 	"weir/internal/session"
 )
@@ -57,6 +58,7 @@ func Run(ctx context.Context, cfg Config, opt NodeOptions) error {
 	defer o.Close()
 	o.SetDirectory(directory)
 	var drained *drain.Node
+	var meter *load.Node
 	now := func() discovery.Node {
 		state := discovery.StateUp
 		if drained.Draining() {
@@ -64,15 +66,12 @@ func Run(ctx context.Context, cfg Config, opt NodeOptions) error {
 		}
 		return discovery.Node{
 			ID: self.Node, Instance: self.Instance, Role: discovery.RoleOrigin, Addr: self.Addr, State: state, Version: opt.Version,
+			Load: meter.Heartbeat(), Labels: cfg.Node.AllLabels(),
 		}
 	}
-	holder := discovery.NewHolder(directory, discovery.HolderConfig{
-		Config: cfg.Discovery, Self: self, OnLost: o.Lost, Logger: log, Metrics: set,
-		Node: now,
-	})
-	o.SetOwner(holder)
+	delays := &load.Delays{}
 	door := session.New(session.Options{
-		Config: cfg.Play, RTMP: cfg.RTMP.ServerConfig, Vhosts: o.Vhosts(), Role: o, Log: log, Set: set,
+		Config: cfg.Play, RTMP: cfg.RTMP.ServerConfig, Vhosts: o.Vhosts(), Role: o, Delays: delays, Log: log, Set: set,
 		Admit: func(ctx context.Context, n session.Newcomer) error {
 			if !drained.Draining() {
 				return nil
@@ -81,6 +80,18 @@ func Run(ctx context.Context, cfg Config, opt NodeOptions) error {
 		},
 		NodesStay: true,
 	})
+	measured, err := load.NewProcess(load.ProcessOptions{
+		Config: cfg.Load, Worker: -1, Delays: delays, Sessions: door.Counts, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	meter = load.NewNode(load.NodeOptions{Config: cfg.Load, Process: measured, Log: log, Set: set})
+	holder := discovery.NewHolder(directory, discovery.HolderConfig{
+		Config: cfg.Discovery, Self: self, OnLost: o.Lost, Logger: log, Metrics: set,
+		Node: now, Now: meter.Jumps(),
+	})
+	o.SetOwner(holder)
 	process := drain.NewProcess(door, log, set)
 	drained = drain.NewNode(drain.Options{
 		Config: cfg.Drain, Log: log, Set: set,
@@ -103,7 +114,9 @@ func Run(ctx context.Context, cfg Config, opt NodeOptions) error {
 			Node: admin.NodeInfo{
 				ID: self.Node, Role: "origin", Version: opt.Version, Started: time.Now(),
 				Addresses: map[string]string{"rtmp": rtmp.Addr().String(), "http": http.Addr().String(), "admin": l.Addr().String()},
+				Labels:    cfg.Node.AllLabels(),
 			},
+			Load: meter.Load,
 			Source: admin.Source{
 				Metrics:  []*metrics.Set{set},
 				Streams:  func() []admin.StreamInfo { return o.Streams(door.Players) },
@@ -116,6 +129,7 @@ func Run(ctx context.Context, cfg Config, opt NodeOptions) error {
 		})
 		g.Go(func() error { return server.Serve(ctx, l) })
 	}
+	g.Go(func() error { return meter.Run(ctx) })
 	g.Go(func() error { return process.Run(ctx) })
 	g.Go(func() error { return drained.Run(ctx) })
 	g.Go(func() error { return drained.EndAfter(ctx, opt.Terminate, finish) })

@@ -14,6 +14,8 @@ type NodeInfo struct {
 	Started time.Time
 	// Addresses are where the node listens, by what for ("rtmp", "http").
 	Addresses map[string]string
+	// Labels are what the node announces of itself ("group", "region").
+	Labels map[string]string
 }
 
 // WorkerInfo is the state of one of a node's worker processes.

@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"weir/internal/drain"
+	"weir/internal/load"
 )
 
 // Limits of the server. They bound what a client can hold, not what it may
@@ -59,6 +60,8 @@ type Options struct {
 	Node NodeInfo
 	// Source is the answering process itself.
 	Source Source
+	// Load returns the load of the node; nil: it is not measured.
+	Load func() load.Load
 	// Checks decide on /readyz. None: always ready.
 	Checks []Check
 	// Workers returns the node's worker processes, whose answers are merged
@@ -244,6 +247,12 @@ func (s *Server) metrics(w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) node(w http.ResponseWriter, _ *http.Request) {
 	n := &s.Node
+	var measured *load.Load
+	if s.Load != nil {
+		if l := s.Load(); l.Known() {
+			measured = &l
+		}
+	}
 	writeJSON(w, http.StatusOK, struct {
 		ID        string            `json:"id"`
 		Role      string            `json:"role"`
@@ -252,9 +261,11 @@ func (s *Server) node(w http.ResponseWriter, _ *http.Request) {
 		StartedAt time.Time         `json:"started_at"`
 		Uptime    float64           `json:"uptime_seconds"`
 		Addresses map[string]string `json:"addresses"`
+		Labels    map[string]string `json:"labels,omitempty"`
+		Load      *load.Load        `json:"load,omitempty"`
 		Workers   []WorkerInfo      `json:"workers,omitempty"`
 		Drain     *drain.Status     `json:"drain,omitempty"`
-	}{n.ID, n.Role, n.Version, os.Getpid(), n.Started, time.Since(n.Started).Seconds(), n.Addresses, s.workers.list(), s.drainStatus()})
+	}{n.ID, n.Role, n.Version, os.Getpid(), n.Started, time.Since(n.Started).Seconds(), n.Addresses, n.Labels, measured, s.workers.list(), s.drainStatus()})
 }
 
 func (s *Server) listStreams(w http.ResponseWriter, r *http.Request) {

@@ -16,11 +16,14 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
 	"go.uber.org/goleak"
+
+	"weir/internal/load"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -224,6 +227,75 @@ func TestMetricsOfAllWorkersAreOne(t *testing.T) {
 		if got[key] < 1e9 {
 			t.Errorf("%s is %v", key, got[key])
 		}
+	}
+}
+
+// The supervisor counts a worker that is silent as late, with what it said last, and
+// leaves out workers that have nothing to say yet or are not ready.
+func TestLoadsOfWorkers(t *testing.T) {
+	hang := make(chan struct{})
+	t.Cleanup(func() { close(hang) })
+	var hangs atomic.Bool
+	said := load.Report{Worker: 7, CPU: 0.25, Players: 3} // it does not know its number
+	speaks := worker(t, 0, "", WorkerHandler(Source{Load: func() (load.Report, bool) { return said, true }}))
+	dumb := worker(t, 1, "", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if hangs.Load() {
+			<-hang
+		}
+		WorkerHandler(Source{Load: func() (load.Report, bool) { return said, true }}).ServeHTTP(w, r)
+	}))
+	early := worker(t, 2, "", WorkerHandler(Source{Load: func() (load.Report, bool) { return said, false }}))
+	for _, w := range []*fakeWorker{speaks, dumb, early} {
+		w.info.State = "ready"
+	}
+	o := supervise(speaks, dumb, early, dead(3))
+	ask := WorkerLoads(o.Workers, o.DialWorker)
+	want := func(reports []load.Report, numbers ...int) {
+		t.Helper()
+		var got []int
+		for _, r := range reports {
+			got = append(got, r.Worker)
+			if r.CPU != said.CPU || r.Players != said.Players {
+				t.Errorf("%+v", r)
+			}
+		}
+		if !slices.Equal(got, numbers) {
+			t.Fatalf("reports of %v, want %v", got, numbers)
+		}
+	}
+	want(ask(t.Context()), 0, 1)
+	hangs.Store(true)
+	reports := ask(t.Context())
+	want(reports, 0, 1)
+	if reports[0].Lateness != 0 || reports[1].Lateness < workerTimeout/2 {
+		t.Errorf("a silent worker is late by %v, one that speaks by %v", reports[1].Lateness, reports[0].Lateness)
+	}
+	before := reports[1].Lateness
+	if now := ask(t.Context())[1].Lateness; now < before+workerTimeout/2 {
+		t.Errorf("late by %v and then by %v", before, now)
+	}
+	dumb.info.PID++ // another process, which is given its time
+	hangs.Store(false)
+	if r := ask(t.Context()); r[1].Lateness != 0 {
+		t.Errorf("a new worker is late by %v", r[1].Lateness)
+	}
+}
+
+func TestLoadOfNode(t *testing.T) {
+	o := Options{Node: NodeInfo{Labels: map[string]string{"region": "eu"}}}
+	l := load.Load{Dimensions: map[load.Name]float64{load.CPU: 0.5}, Worst: load.CPU, Effective: 0.5, Soft: true}
+	o.Load = func() load.Load { return l }
+	var got struct {
+		Labels map[string]string
+		Load   *load.Load
+	}
+	serve(t, o).get("/api/v1/node", http.StatusOK, &got)
+	if got.Labels["region"] != "eu" || got.Load == nil || got.Load.Effective != 0.5 || !got.Load.Soft || got.Load.Dimensions[load.CPU] != 0.5 {
+		t.Errorf("%+v", got)
+	}
+	l.Worst, got.Load = "", nil
+	if serve(t, o).get("/api/v1/node", http.StatusOK, &got); got.Load != nil {
+		t.Errorf("a load that is not known: %+v", got.Load)
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/VictoriaMetrics/metrics"
 
 	"weir/internal/drain"
+	"weir/internal/load"
 )
 
 // Source is what one process knows of itself. Functions may be nil, and are
@@ -33,6 +34,9 @@ type Source struct {
 	// Drain makes an order the one in force; see drain.Process.Apply. Only a
 	// worker has it.
 	Drain func(o *drain.Order) drain.Progress
+	// Load returns what the process measures of itself, and whether that is complete.
+	// Only a worker's is asked.
+	Load func() (load.Report, bool)
 }
 
 func (s *Source) writeMetrics(w io.Writer) {
@@ -63,11 +67,12 @@ const (
 	workerStreams  = workerPrefix + "streams"
 	workerSessions = workerPrefix + "sessions"
 	workerDrain    = workerPrefix + "drain"
+	workerLoad     = workerPrefix + "load"
 )
 
 // WorkerHandler returns what a worker serves to its supervisor on its sibling
-// socket, for all paths that begin with "/_weir/": metrics, streams, sessions
-// the end of a session, and orders to drain. It asks for no token: only processes of the same
+// socket, for all paths that begin with "/_weir/": metrics, streams, sessions, the
+// end of a session, orders to drain, and the load. It asks for no token: only processes of the same
 // user reach that socket.
 func WorkerHandler(source Source) http.Handler {
 	mux := http.NewServeMux()
@@ -101,6 +106,15 @@ func WorkerHandler(source Source) http.Handler {
 		}
 		writeJSON(w, http.StatusOK, source.Drain(o))
 	}, http.MethodPut))
+	mux.Handle(workerLoad, get(func(w http.ResponseWriter, _ *http.Request) {
+		if source.Load != nil {
+			if r, known := source.Load(); known {
+				writeJSON(w, http.StatusOK, r)
+				return
+			}
+		}
+		writeError(w, http.StatusServiceUnavailable, "not measured yet")
+	}))
 	mux.HandleFunc("/", notFound)
 	return mux
 }

@@ -31,10 +31,10 @@ var allowed = map[string]string{
 
 	// Roles. They are where the parts meet, so their lines are long; what
 	// matters is what they leave out: each other.
-	"edge": "configs discovery hls internal/admin internal/drain internal/flv internal/httpserver internal/limit internal/media" +
-		" internal/node internal/rtmp internal/session internal/stream internal/units internal/vhost internal/worker",
-	"origin": "configs discovery hls internal/admin internal/drain internal/flv internal/httpserver internal/limit internal/media" +
-		" internal/node internal/rtmp internal/session internal/stream internal/units internal/vhost",
+	"edge": "configs discovery hls internal/admin internal/drain internal/flv internal/httpserver internal/limit internal/load" +
+		" internal/media internal/node internal/rtmp internal/session internal/stream internal/units internal/vhost internal/worker",
+	"origin": "configs discovery hls internal/admin internal/drain internal/flv internal/httpserver internal/limit internal/load" +
+		" internal/media internal/node internal/rtmp internal/session internal/stream internal/units internal/vhost",
 	"discovery": "configs internal/units",
 	// The discovery server as a node: discovery itself knows no files.
 	"internal/discoverynode": "configs discovery internal/admin internal/node",
@@ -54,14 +54,15 @@ var allowed = map[string]string{
 	"internal/rtmp/chunk": "internal/media",
 
 	// Serving: connections, tenants, processes.
-	"internal/session": "hls internal/admin internal/fanout internal/httpserver internal/limit internal/media internal/node internal/rtmp" +
+	"internal/session": "hls internal/admin internal/fanout internal/httpserver internal/limit internal/load internal/media internal/node internal/rtmp" +
 		" internal/rtmp/chunk internal/stream internal/units internal/vhost",
 	"internal/httpserver": "internal/limit internal/units",
 	"internal/limit":      "",
 	"internal/vhost":      "configs hls", // a tenant is configured as a whole
 	"internal/worker":     "",
-	"internal/admin":      "configs internal/drain internal/node",
+	"internal/admin":      "configs internal/drain internal/load internal/node",
 	"internal/drain":      "", // paces what it knows only by interfaces
+	"internal/load":       "internal/units",
 	"internal/node":       "",
 	"internal/units":      "",
 

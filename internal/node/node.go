@@ -6,10 +6,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // Config says who the node is.
@@ -19,25 +23,98 @@ type Config struct {
 	// digits or `. _ : -`. Each node of a cluster needs its own. Empty: the host's name with the
 	// role, as in `host7-edge`.
 	ID string `yaml:"id"`
+	// The group of nodes that it is in, as in `live-edges`. This, the keys below and its version
+	// are announced with the node and listed by discovery. Words of up to 64 letters, digits or
+	// `. _ : -`.
+	Group string `yaml:"group"`
+	// The region that the node is in, as in `eu-west`.
+	Region string `yaml:"region"`
+	// The tier that the node is in, as in `core` or `outer`.
+	Tier string `yaml:"tier"`
+	// What a gigabyte that the node sends costs, in whatever currency all nodes use; from 0 to
+	// 1000000.
+	Cost float64 `yaml:"cost"`
+	// More of the kind, by name; values are up to 256 bytes of printable text, and there are at
+	// most 24. `group`, `region`, `tier` and `cost` have keys of their own.
+	Labels map[string]string `yaml:"labels"`
 }
+
+// Names of labels that have keys of their own.
+const (
+	LabelGroup  = "group"
+	LabelRegion = "region"
+	LabelTier   = "tier"
+	LabelCost   = "cost" // per GB, a decimal number
+)
 
 // What discovery takes as an id.
 const (
-	maxID   = 64 // bytes
-	idRunes = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:-"
+	maxID     = 64  // bytes
+	maxValue  = 256 // bytes of a label's value
+	maxLabels = 24
+	idRunes   = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:-"
 )
 
 // Validate returns all that is wrong, each error beginning with the key.
 func (c *Config) Validate() error {
-	if len(c.ID) > maxID {
-		return fmt.Errorf("id: longer than %d bytes", maxID)
-	}
-	for _, r := range c.ID {
-		if !strings.ContainsRune(idRunes, r) {
-			return fmt.Errorf("id: %q has the character %q; letters, digits and . _ : - are allowed", c.ID, r)
+	var errs []error
+	word := func(key, s string) {
+		if len(s) > maxID {
+			errs = append(errs, fmt.Errorf("%s: longer than %d bytes", key, maxID))
+			return
+		}
+		for _, r := range s {
+			if !strings.ContainsRune(idRunes, r) {
+				errs = append(errs, fmt.Errorf("%s: %q has the character %q; letters, digits and . _ : - are allowed", key, s, r))
+				return
+			}
 		}
 	}
-	return nil
+	word("id", c.ID)
+	word(LabelGroup, c.Group)
+	word(LabelRegion, c.Region)
+	word(LabelTier, c.Tier)
+	if !(c.Cost >= 0 && c.Cost <= 1e6) {
+		errs = append(errs, fmt.Errorf("%s: %v is not between 0 and 1000000", LabelCost, c.Cost))
+	}
+	if len(c.Labels) > maxLabels {
+		errs = append(errs, fmt.Errorf("labels: more than %d", maxLabels))
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Labels)) {
+		value := c.Labels[name]
+		switch name {
+		case "":
+			errs = append(errs, errors.New("labels: a name is empty"))
+			continue
+		case LabelGroup, LabelRegion, LabelTier, LabelCost:
+			errs = append(errs, fmt.Errorf("labels.%s: is set as node.%s", name, name))
+			continue
+		}
+		word("labels."+name, name)
+		if len(value) > maxValue || !utf8.ValidString(value) || strings.ContainsFunc(value, unicode.IsControl) {
+			errs = append(errs, fmt.Errorf("labels.%s: is longer than %d bytes or not printable", name, maxValue))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// AllLabels returns what discovery is told that the node is: Labels and those with
+// keys of their own that are set; nil if there is nothing.
+func (c *Config) AllLabels() map[string]string {
+	all := map[string]string{}
+	maps.Copy(all, c.Labels)
+	for name, value := range map[string]string{LabelGroup: c.Group, LabelRegion: c.Region, LabelTier: c.Tier} {
+		if value != "" {
+			all[name] = value
+		}
+	}
+	if c.Cost != 0 {
+		all[LabelCost] = strconv.FormatFloat(c.Cost, 'f', -1, 64)
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	return all
 }
 
 // Name returns the id, or one made from the host's name and the role.

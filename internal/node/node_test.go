@@ -1,6 +1,8 @@
 package node
 
 import (
+	"maps"
+	"math"
 	"net"
 	"strings"
 	"testing"
@@ -22,6 +24,33 @@ func TestConfig(t *testing.T) {
 	}
 	if name := (&Config{}).Name("edge"); !strings.HasSuffix(name, "-edge") || len(name) < len("x-edge") {
 		t.Error(name)
+	}
+}
+
+func TestLabels(t *testing.T) {
+	for key, c := range map[string]Config{
+		"":            {Group: "live", Region: "eu-west", Tier: "outer", Cost: 0.05, Labels: map[string]string{"rack": "Zürich 7"}},
+		"group":       {Group: "a b"},
+		"region":      {Region: strings.Repeat("x", 65)},
+		"tier":        {Tier: "a/b"},
+		"cost":        {Cost: math.NaN()},
+		"labels.cost": {Labels: map[string]string{"cost": "1"}},
+		"labels.a b":  {Labels: map[string]string{"a b": "1"}},
+		"labels.a":    {Labels: map[string]string{"a": "1\n"}},
+		"labels.b":    {Labels: map[string]string{"b": strings.Repeat("x", 257)}},
+		"labels":      {Labels: map[string]string{"": "1"}},
+	} {
+		err := c.Validate()
+		if (err == nil) != (key == "") || err != nil && !strings.HasPrefix(err.Error(), key+": ") {
+			t.Errorf("%s: %v", key, err)
+		}
+	}
+	c := Config{Group: "live", Cost: 0.05, Labels: map[string]string{"rack": "7"}}
+	if got := c.AllLabels(); !maps.Equal(got, map[string]string{"group": "live", "cost": "0.05", "rack": "7"}) {
+		t.Errorf("labels %v", got)
+	}
+	if got := (&Config{ID: "x"}).AllLabels(); got != nil {
+		t.Errorf("labels %v of a node without any", got)
 	}
 }
 

@@ -223,6 +223,12 @@ func (g *ledger) players(stream string) int {
 	return g.streams[stream]
 }
 
+func (g *ledger) counts() (players, publishers int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.playing, len(g.sessions) - g.playing - g.pulls
+}
+
 func (g *ledger) list() []admin.SessionInfo {
 	g.mu.Lock()
 	all := make([]*live, 0, len(g.sessions))

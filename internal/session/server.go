@@ -13,6 +13,7 @@ import (
 
 	"weir/internal/admin"
 	"weir/internal/fanout"
+	"weir/internal/load"
 	"weir/internal/rtmp"
 	"weir/internal/vhost"
 )
@@ -35,6 +36,8 @@ type Options struct {
 	// Shards is the number of goroutines that write to players; 0 means one for
 	// each core.
 	Shards int
+	// Delays is told how late the fan-out is; may be nil.
+	Delays *load.Delays
 	// IDPrefix makes the ids of sessions differ from those of other workers.
 	IDPrefix string
 }
@@ -59,6 +62,9 @@ func New(o Options) *Server {
 		OnFlush: func(late, d time.Duration) {
 			lateness.Update(late.Seconds())
 			took.Update(d.Seconds())
+			if o.Delays != nil {
+				o.Delays.Observe(time.Now(), late)
+			}
 		},
 	})
 	s.ctx, s.stop = context.WithCancel(context.Background())
@@ -70,6 +76,10 @@ func (s *Server) Sessions() []admin.SessionInfo { return s.ledger.list() }
 
 // Players returns the number of players of a stream.
 func (s *Server) Players(key vhost.Key) int { return s.ledger.players(key.String()) }
+
+// Counts returns the numbers of players (HLS viewers are none) and publishers. Other
+// nodes that pull or forward count, other workers of this one do not.
+func (s *Server) Counts() (players, publishers int) { return s.ledger.counts() }
 
 // Kick ends a session and reports whether there was one of that id.
 func (s *Server) Kick(id string) bool {

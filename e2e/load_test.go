@@ -1,0 +1,165 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"os/exec"
+	"runtime"
+	"testing"
+	"time"
+)
+
+// loadInfo is the load of a node in the admin API.
+type loadInfo struct {
+	Dimensions map[string]float64 `json:"dimensions"`
+	Effective  float64            `json:"effective"`
+	Players    int                `json:"players"`
+	Publishers int                `json:"publishers"`
+	Soft       bool               `json:"over_soft_limit"`
+	Hard       bool               `json:"over_hard_limit"`
+	Processes  []struct {
+		Worker  int `json:"worker"`
+		Players int `json:"players"`
+	} `json:"processes"`
+}
+
+func (n *node) load() (loadInfo, error) {
+	var answer struct{ Load *loadInfo }
+	if err := n.ask("/api/v1/node", &answer); err != nil {
+		return loadInfo{}, err
+	}
+	if answer.Load == nil {
+		return loadInfo{}, fmt.Errorf("%s does not know its load yet", n.id)
+	}
+	return *answer.Load, nil
+}
+
+// knownNode is a node as discovery lists it.
+type knownNode struct {
+	ID      string             `json:"id"`
+	State   string             `json:"state"`
+	Load    map[string]float64 `json:"load"`
+	Labels  map[string]string  `json:"labels"`
+	Version string             `json:"version"`
+}
+
+// knows returns what a discovery server says of a node.
+func (n *node) knows(id string) (knownNode, error) {
+	f, err := tryGet("http://" + n.http + "/api/v1/nodes")
+	if err != nil {
+		return knownNode{}, err
+	}
+	if f.status != http.StatusOK {
+		return knownNode{}, fmt.Errorf("nodes: HTTP status %d", f.status)
+	}
+	var answer struct{ Nodes []knownNode }
+	if err := json.Unmarshal(f.body, &answer); err != nil {
+		return knownNode{}, err
+	}
+	for _, k := range answer.Nodes {
+		if k.ID == id {
+			return k, nil
+		}
+	}
+	return knownNode{}, fmt.Errorf("discovery does not know %s", id)
+}
+
+// burn starts a process for each processor that does nothing but take time.
+func burn(t *testing.T) (stop func()) {
+	t.Helper()
+	var all []*process
+	for i := range runtime.NumCPU() {
+		all = append(all, startWith(t, fmt.Sprintf("dd %d", i), exec.Command("dd", "if=/dev/zero", "of=/dev/null")))
+	}
+	return func() {
+		for _, p := range all {
+			p.kill()
+		}
+	}
+}
+
+// Somebody runs dd beside an edge. The edge does nothing, but its load rises, and
+// discovery hears of it; when dd is gone it falls again.
+func TestBurnerBesideNode(t *testing.T) {
+	discovery := startDiscovery(t, "")
+	edge := startEdge(t, "edge", 2, discoveryAt(discovery))
+	cpu := func(what string, good func(float64) bool) {
+		t.Helper()
+		eventually(t, time.Minute, what, func() error {
+			k, err := discovery.knows("edge")
+			if err != nil {
+				return err
+			}
+			if v, ok := k.Load["cpu"]; !ok || !good(v) || k.Load["effective"] < v {
+				return fmt.Errorf("discovery knows %v", k.Load)
+			}
+			return nil
+		})
+	}
+	cpu("a moment without others' work", func(v float64) bool { return v < 0.9 })
+	stop := burn(t)
+	begin := time.Now()
+	cpu("the load rises", func(v float64) bool { return v > 0.97 })
+	t.Logf("discovery knew after %v", time.Since(begin).Round(time.Millisecond))
+	l, err := edge.load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p := l.Dimensions["process_cpu"]; p > 0.5 {
+		t.Errorf("the edge itself is said to take %v", p)
+	}
+	edge.sees("load is over the soft limit")
+	stop()
+	cpu("the load falls", func(v float64) bool { return v < 0.9 })
+}
+
+// What workers do is the node's: players on all workers, and the labels of the file.
+func TestLoadOfNode(t *testing.T) {
+	discovery := startDiscovery(t, "")
+	origin := startOrigin(t, "origin", addresses{labels: "group: live, region: eu-west, cost: 0.02, labels: {rack: \"7\"}"}, discoveryAt(discovery))
+	edge := startEdge(t, "edge", 2, discoveryAt(discovery)+"load:\n  network: {interfaces: [lo], capacity: 1Gbit}\n  disk: {path: /}\n")
+	publishClip(t, origin.rtmpURL("live/demo"))
+	for _, group := range byWorker(t, edge, 2, 1) {
+		for _, p := range group {
+			p.await(1, 0)
+		}
+	}
+	eventually(t, waitTimeout, "the edge tells all dimensions and its players", func() error {
+		l, err := edge.load()
+		if err != nil {
+			return err
+		}
+		for _, name := range []string{"cpu", "process_cpu", "network", "memory", "descriptors", "disk", "lateness"} {
+			if _, ok := l.Dimensions[name]; !ok {
+				return fmt.Errorf("no %s in %v", name, l.Dimensions)
+			}
+		}
+		byWorker := map[int]int{}
+		for _, p := range l.Processes {
+			byWorker[p.Worker] = p.Players
+		}
+		if len(byWorker) != 3 || byWorker[0] < 1 || byWorker[1] < 1 || byWorker[0]+byWorker[1] != l.Players || l.Dimensions["network"] <= 0 {
+			return fmt.Errorf("load is %+v", l)
+		}
+		k, err := discovery.knows("edge")
+		if err != nil {
+			return err
+		}
+		if k.Load["players"] != float64(l.Players) || k.Load["egress_bps"] <= 0 || k.Load["egress_capacity_bps"] != 1e9 {
+			return fmt.Errorf("discovery knows %v", k.Load)
+		}
+		o, err := discovery.knows("origin")
+		if err != nil {
+			return err
+		}
+		if want := map[string]string{"group": "live", "region": "eu-west", "cost": "0.02", "rack": "7"}; !maps.Equal(o.Labels, want) || o.Version == "" {
+			t.Fatalf("the origin announces %v, version %q", o.Labels, o.Version)
+		}
+		if o.Load["publishers"] != 1 {
+			return fmt.Errorf("discovery knows of the origin %v", o.Load)
+		}
+		return nil
+	})
+}
