@@ -20,7 +20,7 @@ type bench struct {
 
 func newBench(tb testing.TB, f Format, players int) *bench {
 	b := &bench{s: newSourceWith(tb, stream.DefaultLimits())}
-	e := &Engine{opt: Options{Log: slog.New(slog.DiscardHandler), hooks: hooks{
+	e := &Engine{opt: Options{OnJump: func(Jump) {}, Log: slog.New(slog.DiscardHandler), hooks: hooks{
 		send: func(_ uintptr, b []byte) (int, error) { return len(b), nil },
 	}}}
 	b.shard = newShard(e, 0)

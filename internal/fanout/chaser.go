@@ -11,13 +11,14 @@ import (
 )
 
 // A batch is what a chaser takes from the log and formats at a time. Its bounds
-// are also those of what a slow player keeps in memory besides the log, of what
-// must be sent before a jump, and of the wait of what is injected.
+// are also those of what a slow player keeps in memory besides the log (see debts),
+// of what must be sent before a jump, and of the wait of what is injected.
 const (
 	chaseTags  = 64
-	chaseBytes = 128 << 10 // the tag that exceeds it included
+	chaseBytes = 32 << 10 // the tag that exceeds it included
 
 	writePiece = 64 << 10        // bytes of one write
+	lookEvery  = time.Second     // at a player that takes nothing
 	endLinger  = 2 * time.Second // for a player to close after the last words
 )
 
@@ -31,6 +32,10 @@ type chaser struct {
 	entry   [1]stream.Entry // taken from the log one by one, to stop at chaseBytes
 	scratch []byte          // the batch in the player's format
 	woken   bool            // the stream tells wake
+	begun   time.Time       // when the chase began
+	full    bool            // because the socket was full
+	stuck   bool            // the player has taken nothing for a while
+	owed    int             // in the socket at the last look
 
 	paused  bool
 	probe   stream.Cursor // while paused: reads on to see the stream's end
@@ -48,7 +53,7 @@ func (s *Session) chase() {
 	}
 	s.mu.Unlock()
 	s.e.running.Go(func() {
-		c := chaser{Session: s, video: true}
+		c := chaser{Session: s, video: true, begun: time.Now()}
 		c.run()
 	})
 }
@@ -57,20 +62,21 @@ func (s *Session) chase() {
 func (c *chaser) run() {
 	s := c.Session
 	defer c.sleep()
-	if rest := s.rest; len(rest) > 0 {
-		s.rest = nil
-		if err := c.write(rest); err != nil {
-			s.finish(classify(err), err)
-			return
-		}
+	rest, in := s.rest, s.restIn
+	c.full = len(rest) > 0
+	s.rest, s.restIn = nil, nil
+	if err := c.write(rest, in); err != nil {
+		s.finish(classify(err), err)
+		return
 	}
+	rest, in = nil, nil // a frame may be large
 	for {
 		inject, wish, reason := s.take()
 		if reason != "" {
 			s.finish(reason, nil)
 			return
 		}
-		if err := c.write(inject); err != nil {
+		if err := c.write(inject, nil); err != nil {
 			s.finish(classify(err), err)
 			return
 		}
@@ -90,7 +96,7 @@ func (c *chaser) run() {
 				begin = s.p.Format.begin(c.tags)
 			}
 			c.scratch = s.p.Format.append(c.scratch[:0], begin, c.tags)
-			if err := c.write(c.scratch); err != nil {
+			if err := c.write(c.scratch, nil); err != nil {
 				s.finish(classify(err), err)
 				return
 			}
@@ -99,8 +105,8 @@ func (c *chaser) run() {
 		switch {
 		case taken: // until the log is read to its end
 		case end != nil:
-			s.settle(Ended)           // before the player can know it and leave
-			_ = c.write(s.p.Farewell) // the session is over either way
+			s.settle(Ended)                // before the player can know it and leave
+			_ = c.write(s.p.Farewell, nil) // the session is over either way
 			c.linger()
 			s.finish(Ended, end)
 			return
@@ -138,6 +144,10 @@ func (c *chaser) sleep() {
 func (c *chaser) giveBack() {
 	s := c.Session
 	_ = s.p.Conn.SetWriteDeadline(time.Time{}) // the shard's writes know none
+	if c.full && !c.stuck && time.Since(c.begun) < lookEvery && s.unsent < unsentMost {
+		s.unsent *= 2
+		limitUnsent(s.raw, s.unsent)
+	}
 	s.skipBase += s.cursor.Skipped() - c.pauses
 	s.skipped.Store(s.skipBase)
 	if s.cursor.Headers() != nil {
@@ -163,9 +173,10 @@ func (c *chaser) gather(w wish) (taken bool, end error) {
 		run, err := c.probe.Next(c.entry[:])
 		return len(run.Entries) > 0, err
 	}
-	if _, behind := cursor.Behind(); time.Duration(behind)*time.Millisecond > c.p.Limits.MaxLag {
-		cursor.Jump()
+	if _, behind := cursor.Behind(); time.Duration(behind)*time.Millisecond > c.p.Limits.MaxLag && cursor.Jump() > 0 {
+		c.e.opt.OnJump(Lagged)
 	}
+	before := cursor.Skipped()
 	for size := 0; len(c.tags) < chaseTags && size < chaseBytes; {
 		run, err := cursor.NextUntil(c.entry[:], c.until(w))
 		if len(run.Entries) == 0 {
@@ -184,6 +195,9 @@ func (c *chaser) gather(w wish) (taken bool, end error) {
 			c.tags = append(c.tags, e.Tag)
 			size += len(e.Tag)
 		}
+	}
+	if cursor.Skipped() > before {
+		c.e.opt.OnJump(Passed)
 	}
 	c.skipped.Store(c.skipBase + cursor.Skipped() - c.pauses)
 	return taken, end
@@ -233,21 +247,68 @@ func (c *chaser) release() {
 	}
 }
 
-// write sends b. The write timeout counts from the last progress, so that a slow
-// player is not cut while it takes something.
-func (c *chaser) write(b []byte) error {
-	for len(b) > 0 {
-		if err := c.p.Conn.SetWriteDeadline(time.Now().Add(c.p.Limits.WriteTimeout)); err != nil {
+// write sends b, which is a part of a shared block if in is not nil. The write
+// timeout counts from the last progress, so that a slow player is not cut while it
+// takes something.
+func (c *chaser) write(b []byte, in *shared) error {
+	if len(b) == 0 {
+		return nil
+	}
+	own := cap(b)
+	if in != nil {
+		own = 0
+	}
+	c.e.cut(c.e.debts.owe(c.Session, own, in))
+	defer c.e.debts.paid(c.Session)
+	c.takes()
+	for last := time.Now(); len(b) > 0; {
+		until := last.Add(c.p.Limits.WriteTimeout)
+		if look := time.Now().Add(lookEvery); c.raw != nil && look.Before(until) {
+			until = look
+		}
+		if err := c.p.Conn.SetWriteDeadline(until); err != nil {
 			return err
 		}
 		n, err := c.p.Conn.Write(b[:min(len(b), writePiece)])
 		c.bytes.Add(uint64(n))
-		if err != nil && (n == 0 || !errors.Is(err, os.ErrDeadlineExceeded)) {
+		b = b[n:]
+		late := errors.Is(err, os.ErrDeadlineExceeded)
+		if err != nil && !late {
 			return err
 		}
-		b = b[n:]
+		switch {
+		case c.takes() || n > 0:
+			last = time.Now()
+			c.e.debts.progressed(c.Session)
+		case late && time.Since(last) >= c.p.Limits.WriteTimeout:
+			return err
+		}
+		if late {
+			c.tighten()
+		}
 	}
 	return nil
+}
+
+// takes reports whether the player has taken some of what lies in its socket since
+// the last look: the socket takes bytes again only when a third of it is free, which
+// a slow player needs long for.
+func (c *chaser) takes() bool {
+	if c.raw == nil {
+		return false
+	}
+	before := c.owed
+	_ = c.raw.Control(func(fd uintptr) { c.owed = c.e.opt.hooks.owed(fd) })
+	return c.owed < before
+}
+
+// tighten has the socket of a player that is stuck take no more than it needs to.
+func (c *chaser) tighten() {
+	c.stuck = true
+	if c.raw != nil && c.unsent > unsentStuck {
+		c.unsent = unsentStuck
+		limitUnsent(c.raw, c.unsent)
+	}
 }
 
 // linger closes the sending side and waits until the player has closed its own,

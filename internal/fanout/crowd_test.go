@@ -137,7 +137,7 @@ func (s *source) crowdPlayer(e *Engine, format int, own bool) *crowdPlayer {
 	var err error
 	p.Session, err = e.Add(Player{
 		Conn: conn, Stream: s.s, Format: formats[format].f, Urgent: own && format == 1,
-		Limits: Limits{MaxLag: 2 * time.Second, WriteTimeout: patience},
+		Limits: Limits{MaxLag: 2 * time.Second, WriteTimeout: time.Minute}, // for a busy machine
 		Read:   says(true), Done: func(r Result) { p.done <- r },
 	})
 	if err != nil {

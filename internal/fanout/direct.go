@@ -24,19 +24,42 @@ func direct(c net.Conn) (syscall.RawConn, bool) {
 	return raw, err == nil
 }
 
-// unsentBytes is how much of what was written may wait in a socket for the first
-// time to be sent. Without it the kernel takes megabytes, many seconds of a
-// stream, for a player that is too slow, and those cannot be jumped over.
-const unsentBytes = 256 << 10
+// How much of what was written may wait in a socket for the first time to be sent
+// (TCP_NOTSENT_LOWAT). Without a bound the kernel takes megabytes, many seconds of a
+// stream, for a player that is too slow, and those cannot be jumped over. It is
+// less for a player that is stuck, and doubles each time that one has filled its
+// socket and caught up at once: such a one is quick, and its stream large.
+const (
+	unsentStuck = 32 << 10
+	unsentFirst = 128 << 10
+	unsentMost  = 1 << 20
+)
 
 // prepare sets the options of a player's socket. Errors do not matter: a unix
 // socket has none of them.
 func prepare(raw syscall.RawConn, l Limits) {
 	_ = raw.Control(func(fd uintptr) {
-		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentBytes)
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentFirst)
 		// A peer that is gone without a word is found although its socket never fills.
 		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(l.WriteTimeout.Milliseconds()))
 	})
+}
+
+// limitUnsent changes the bound on what waits in a socket.
+func limitUnsent(raw syscall.RawConn, bytes int32) {
+	_ = raw.Control(func(fd uintptr) {
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, int(bytes))
+	})
+}
+
+// unacknowledged returns how much lies in a socket that the peer has not taken, in
+// bytes of a TCP socket, else in what the kernel counts in.
+func unacknowledged(fd uintptr) int {
+	n, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ)
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 // keeper is a connection whose descriptor nothing but Release closes after a Keep

@@ -40,11 +40,22 @@ const (
 	Ended    Reason = "stream_ended" // the stream was closed; all of it was sent
 	Left     Reason = "left"         // the player closed the connection
 	TooSlow  Reason = "too_slow"     // no progress for the write timeout
+	SlowSum  Reason = "slow_bytes"   // the slow players together hold too much; this one had not read for the longest time
 	Kicked   Reason = "kicked"       // an operator asked for it
 	Shutdown Reason = "shutdown"     // the node stops
 	Moved    Reason = "moved"        // the node drains, and the player was told to connect again
 	Drained  Reason = "drained"      // the drain's time was over
 	Failed   Reason = "write_error"  // the connection broke
+)
+
+// Jump says why a player went on at a newer key frame and lost what was before. The
+// words are those of the label "reason" in metrics.
+type Jump string
+
+// The jumps.
+const (
+	Lagged Jump = "max_lag"       // the player was behind by more than it may be
+	Passed Jump = "max_log_bytes" // the log had dropped what would have been next
 )
 
 // Limits are what a player may cost.
@@ -97,11 +108,18 @@ type Options struct {
 	// MaxLatency is how long a frame may wait for a batch; 0 sends each frame at
 	// once, whatever that costs.
 	MaxLatency time.Duration
+	// MaxSlowBytes bounds the memory that is kept for all players together whose
+	// sockets are full, in bytes; 0 is no bound. Over it those are cut that have
+	// taken nothing for the longest time.
+	MaxSlowBytes int64
 	// Log gets what should never happen. Required.
 	Log *slog.Logger
 	// OnFlush, if not nil, is told after each round of a shard how late it was
 	// against its plan and how long it took. It is called by the shards.
 	OnFlush func(late, took time.Duration)
+	// OnJump, if not nil, is told of each jump of a player. It is called by those who
+	// write and must not wait.
+	OnJump func(why Jump)
 
 	hooks hooks // of tests
 }
@@ -109,6 +127,7 @@ type Options struct {
 // hooks are where tests look into an engine. Any may be nil.
 type hooks struct {
 	send  func(fd uintptr, b []byte) (int, error) // in place of sendNow
+	owed  func(fd uintptr) int                    // in place of unacknowledged
 	round func(s *shard)                          // after each round, by the shard
 	poll  func()                                  // after each wait of the reader
 }
@@ -120,6 +139,7 @@ type Engine struct {
 	shards []*shard
 	urgent *shard // of players that hardly wait
 	reader *reader
+	debts  debts
 
 	turn    atomic.Uint32 // of the shards
 	stop    sync.Once
@@ -147,6 +167,13 @@ func New(o Options) *Engine {
 		o.Shards = runtime.GOMAXPROCS(0)
 	}
 	e := &Engine{opt: o, sessions: map[*Session]struct{}{}, due: make(chan struct{}, 1), quit: make(chan struct{})}
+	e.debts = debts{most: o.MaxSlowBytes, of: map[*Session]*debt{}}
+	if e.opt.OnJump == nil {
+		e.opt.OnJump = func(Jump) {}
+	}
+	if e.opt.hooks.owed == nil {
+		e.opt.hooks.owed = unacknowledged
+	}
 	e.reader = newReader(o.Log, o.hooks.poll, e.running.Go)
 	e.running.Go(e.reap)
 	for range o.Shards {
@@ -173,6 +200,7 @@ func (e *Engine) Add(p Player) (*Session, error) {
 			s.shard = e.shards[int(e.turn.Add(1))%len(e.shards)]
 		}
 		prepare(raw, p.Limits)
+		s.unsent = unsentFirst
 		s.fd = ownFD(p.Conn, raw)
 	} else {
 		s.place, s.wake = chased, make(chan struct{}, 1) // from the first End on
@@ -180,7 +208,7 @@ func (e *Engine) Add(p Player) (*Session, error) {
 	e.mu.Lock()
 	if e.closed {
 		e.mu.Unlock()
-		s.close()
+		s.close(Shutdown)
 		return nil, ErrClosed
 	}
 	e.sessions[s] = struct{}{}
@@ -239,6 +267,17 @@ func (e *Engine) Len() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return len(e.sessions)
+}
+
+// Slow returns how many players have full sockets, and the bytes that are kept for
+// them.
+func (e *Engine) Slow() (players int, bytes int64) { return e.debts.sum() }
+
+// cut ends players for which too much is kept.
+func (e *Engine) cut(over []*Session) {
+	for _, s := range over {
+		s.End(SlowSum)
+	}
 }
 
 // Close ends all sessions with Shutdown, waits for their Done, and stops the

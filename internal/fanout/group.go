@@ -27,7 +27,8 @@ type group struct {
 type block struct {
 	bytes  []byte
 	pieces []piece
-	lost   uint64 // tags that the group lost in front of the last piece
+	lost   uint64  // tags that the group lost in front of the last piece
+	shared *shared // what bytes are counted as while players keep parts of them, nil until one does
 }
 
 // piece is a part of a block behind which a player can go on by itself. A player
@@ -51,8 +52,11 @@ func (b *block) holding(n int) *piece {
 
 // extend adds what follows.
 func (b *block) extend(o *block) {
-	base := len(b.bytes)
+	base, size := len(b.bytes), cap(b.bytes)
 	b.bytes = append(b.bytes, o.bytes...)
+	if cap(b.bytes) != size {
+		b.shared = nil
+	}
 	for _, p := range o.pieces {
 		p.end += base
 		b.pieces = append(b.pieces, p)

@@ -19,7 +19,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // patience bounds waits on real sockets; none is expected to use it.
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
 // source publishes numbered frames and keeps what it published.
 type source struct {

@@ -26,7 +26,9 @@ type Session struct {
 	group   *group
 	at      int            // index among the group's players
 	cursor  *stream.Cursor // where a chaser goes on
-	rest    []byte         // to be written before that; may begin in the middle of a tag; its alone
+	rest    []byte         // to be written before that; may begin in the middle of a tag
+	restIn  *shared        // what rest is a part of, nil if it is the session's alone
+	unsent  int32          // TCP_NOTSENT_LOWAT of the socket
 	started bool           // the player has got the beginning of its format
 
 	skipBase uint64 // tags lost before cursor
@@ -66,7 +68,7 @@ func (w wish) special() bool { return w != wish{} }
 type muted struct{ audio, video bool }
 
 // maxInject bounds what a player may make the server owe it.
-const maxInject = 64 << 10
+const maxInject = 16 << 10
 
 // Inject has bytes written at the next tag boundary, such as the answer to a
 // ping. A player that makes the server owe more than it reads is cut.
@@ -76,10 +78,14 @@ func (s *Session) Inject(b []byte) {
 	if !over {
 		s.inject = append(s.inject, b...)
 	}
+	slow := s.place == chased
 	s.mu.Unlock()
 	if over {
 		s.End(TooSlow)
 		return
+	}
+	if slow {
+		s.e.cut(s.e.debts.oweMore(s, len(b)))
 	}
 	s.attend()
 }
@@ -111,7 +117,7 @@ func (s *Session) Mute(kind media.Kind, on bool) {
 // End closes the connection; Done gets the reason. Only the first call counts,
 // and none after the session's own end.
 func (s *Session) End(why Reason) {
-	s.settle(why)
+	why = s.settle(why)
 	s.mu.Lock()
 	first := !s.ended
 	s.ended = true
@@ -120,12 +126,12 @@ func (s *Session) End(why Reason) {
 	}
 	wait := s.fd >= 0 && (s.place == arriving || s.place == sharded)
 	if first && s.fd >= 0 && !wait {
-		s.close() // under the lock: the shard must not get it back before
+		s.close(why) // under the lock: the shard must not get it back before
 	}
 	s.mu.Unlock()
 	if first {
 		if s.fd < 0 {
-			s.close()
+			s.close(why)
 		}
 		s.attend()
 	}
@@ -212,6 +218,7 @@ func (s *Session) lose(n uint64) {
 	if n > 0 {
 		s.skipBase += n
 		s.skipped.Store(s.skipBase)
+		s.e.opt.OnJump(Passed)
 	}
 }
 
@@ -221,24 +228,25 @@ func (s *Session) finish(why Reason, err error) {
 	if settled := s.settle(why); settled != why {
 		why, err = settled, nil // the error only shows that it was ended
 	}
-	if why == TooSlow {
-		// What lies in the socket would be kept for a peer that does not read.
-		if c, ok := s.p.Conn.(interface{ SetLinger(seconds int) error }); ok {
-			_ = c.SetLinger(0)
-		}
-	}
+	s.e.debts.paid(s)
 	s.e.reader.remove(s)
-	s.close()
+	s.close(why)
 	if s.group != nil && s.group.leave() {
 		s.shard.nudge() // to drop the group
 	}
-	s.rest, s.cursor = nil, nil
+	s.rest, s.restIn, s.cursor = nil, nil, nil
 	s.e.finish(s, Result{Reason: why, Err: err, Bytes: s.bytes.Load(), Skipped: s.skipped.Load()})
 }
 
 // close closes the connection. A descriptor of the engine's own may only be closed
 // while no shard has the session.
-func (s *Session) close() {
+func (s *Session) close(why Reason) {
+	if why == TooSlow || why == SlowSum {
+		// What lies in the socket would be kept for a peer that does not read.
+		if c, ok := s.p.Conn.(interface{ SetLinger(seconds int) error }); ok {
+			_ = c.SetLinger(0)
+		}
+	}
 	if s.fd >= 0 {
 		_ = s.p.Conn.(keeper).Release()
 	} else {

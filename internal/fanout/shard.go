@@ -220,7 +220,7 @@ func (s *shard) asked(p *Session) bool {
 		s.finish(p, reason, nil)
 		return false
 	case wish.special():
-		s.chase(p, inject)
+		s.chase(p, inject, nil)
 		return false
 	case len(inject) > 0:
 		return s.inject(p, inject)
@@ -284,7 +284,8 @@ func (s *shard) readmit(p *Session) {
 	ahead := cursor.Seq() - next
 	switch {
 	case cursor.Seeking(), ahead > 0 && cursor.Skipped() > 0: // the log has dropped its place
-		s.chase(p, s.keep(b.bytes))
+		rest, in := s.keep(&b, b.bytes)
+		s.chase(p, rest, in)
 	case ahead > 0:
 		// The group has lost its place and waits for a join point. From now on
 		// the player does, too; what it has already is not lost to it.
@@ -384,14 +385,17 @@ func (s *shard) release() {
 	}
 }
 
-// keep returns rest, the end of a block, for a player to keep. A long one, which a
+// keep returns rest, a part of a block, for a player to keep. A long one, which a
 // large tag makes, is shared by all whose sockets it fills.
-func (s *shard) keep(rest []byte) []byte {
+func (s *shard) keep(b *block, rest []byte) (kept []byte, in *shared) {
 	if len(rest) <= 2*pieceBytes {
-		return slices.Clone(rest)
+		return slices.Clone(rest), nil
 	}
 	s.buffer = nil // it may be in there
-	return rest
+	if b.shared == nil {
+		b.shared = &shared{bytes: int64(cap(b.bytes))}
+	}
+	return rest, b.shared
 }
 
 // flush sends what is new of a group's stream. It reports whether there was
@@ -441,7 +445,8 @@ func (s *shard) write(p *Session, b *block) bool {
 	in := b.holding(n)
 	p.lose(in.lost)
 	p.cursor = p.p.Stream.At(in.next, in.headers)
-	s.chase(p, s.keep(b.bytes[n:in.end]))
+	rest, shared := s.keep(b, b.bytes[n:in.end])
+	s.chase(p, rest, shared)
 	return false
 }
 
@@ -450,7 +455,7 @@ func (s *shard) write(p *Session, b *block) bool {
 func (s *shard) inject(p *Session, b []byte) bool {
 	n, ok := s.send(p, b)
 	if ok && n < len(b) {
-		s.chase(p, b[n:])
+		s.chase(p, b[n:], nil)
 		return false
 	}
 	return ok
@@ -470,14 +475,15 @@ func (s *shard) send(p *Session, b []byte) (n int, ok bool) {
 }
 
 // chase gives a player whose socket is full, or who wants something special, to
-// a goroutine of its own: rest is what it must get before it goes on.
-func (s *shard) chase(p *Session, rest []byte) {
+// a goroutine of its own: rest, in a shared block if that is not nil, is what it
+// must get before it goes on.
+func (s *shard) chase(p *Session, rest []byte, in *shared) {
 	g := p.group
 	g.remove(p)
 	if p.cursor == nil {
 		p.cursor = g.key.stream.At(g.next.Load(), g.cursor.Headers())
 	}
-	p.rest = rest
+	p.rest, p.restIn = rest, in
 	p.chase()
 }
 
@@ -503,9 +509,9 @@ func (s *shard) placeWaiting(g *group) {
 // which say farewell.
 func (s *shard) end(g *group) {
 	for len(g.healthy) > 0 {
-		s.chase(g.healthy[len(g.healthy)-1], nil)
+		s.chase(g.healthy[len(g.healthy)-1], nil, nil)
 	}
 	for len(g.waiting) > 0 {
-		s.chase(g.waiting[len(g.waiting)-1], nil)
+		s.chase(g.waiting[len(g.waiting)-1], nil, nil)
 	}
 }

@@ -330,6 +330,9 @@ func TestNoJoinPointToGoOnAt(t *testing.T) {
 				if p.Skipped() != 45+3 || q.Skipped() != 0 || late.Skipped() != 0 {
 					t.Errorf("counted %d, %d, %d", p.Skipped(), q.Skipped(), late.Skipped())
 				}
+				if n.lagged.Load() > 0 || n.passed.Load() == 0 {
+					t.Errorf("counted %d jumps for lag, %d because of the log", n.lagged.Load(), n.passed.Load())
+				}
 				if lost, _ := s.gets(t, i, fast.seen()); lost != 0 {
 					t.Errorf("the fast player lost %d", lost)
 				}
@@ -388,6 +391,9 @@ func TestGroupFallsBehindItsLog(t *testing.T) {
 				s.frame('K', ms+40, 100)
 				s.frame('P', ms+80, 100)
 				pass(time.Second)
+				if n.lagged.Load() > 0 || n.passed.Load() < 2 {
+					t.Errorf("counted %d jumps for lag, %d because of the log", n.lagged.Load(), n.passed.Load())
+				}
 				for name, k := range map[*player]*socket{p: k, full: stuck} {
 					lost, tags := s.gets(t, 0, k.seen())
 					counted := name.Skipped()

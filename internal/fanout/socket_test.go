@@ -21,6 +21,8 @@ type sockets struct {
 	open map[uintptr]*socket // guarded by mu; by descriptor
 	next uintptr             // guarded by mu
 
+	lagged atomic.Int64 // jumps
+	passed atomic.Int64
 	sends  atomic.Int64
 	rounds atomic.Int64
 	state  atomic.Pointer[state]
@@ -54,12 +56,35 @@ func newSockets() *sockets { return &sockets{open: map[uintptr]*socket{}, next: 
 
 // engine returns an engine with one shard and one for urgent players.
 func (n *sockets) engine(t testing.TB, latency time.Duration) *Engine {
-	e := New(Options{Shards: 1, MaxLatency: latency, Log: slog.New(slog.DiscardHandler), hooks: hooks{
-		send:  n.send,
-		round: n.look,
-	}})
+	return n.engineOf(t, Options{Shards: 1, MaxLatency: latency})
+}
+
+func (n *sockets) engineOf(t testing.TB, o Options) *Engine {
+	o.Log = slog.New(slog.DiscardHandler)
+	o.OnJump = func(why Jump) {
+		switch why {
+		case Lagged:
+			n.lagged.Add(1)
+		case Passed:
+			n.passed.Add(1)
+		}
+	}
+	o.hooks = hooks{send: n.send, round: n.look, owed: n.owed}
+	e := New(o)
 	t.Cleanup(e.Close)
 	return e
+}
+
+func (n *sockets) owed(fd uintptr) int {
+	n.mu.Lock()
+	s := n.open[fd]
+	n.mu.Unlock()
+	if s == nil {
+		return 0
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.owed
 }
 
 func (n *sockets) send(fd uintptr, b []byte) (int, error) {
@@ -84,6 +109,7 @@ type socket struct {
 
 	mu      sync.Mutex
 	room    int           // guarded by mu; bytes that it still takes
+	owed    int           // guarded by mu; bytes in it that the player has not taken, by the player's account
 	got     []byte        // guarded by mu; what the player has or will read
 	closed  bool          // guarded by mu; by the engine
 	gone    bool          // guarded by mu; the player's end

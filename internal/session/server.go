@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -58,7 +59,10 @@ func New(o Options) *Server {
 	lateness := o.Set.NewHistogram("weir_flush_lateness_seconds")
 	took := o.Set.NewHistogram("weir_flush_seconds")
 	s.engine = fanout.New(fanout.Options{
-		Shards: o.Shards, MaxLatency: o.Config.MaxLatency, Log: o.Log,
+		Shards: o.Shards, MaxLatency: o.Config.MaxLatency, MaxSlowBytes: int64(o.Config.MaxSlowBytes), Log: o.Log,
+		OnJump: func(why fanout.Jump) {
+			o.Set.GetOrCreateCounter(fmt.Sprintf(`weir_jumps_total{reason=%q}`, why)).Inc()
+		},
 		OnFlush: func(late, d time.Duration) {
 			lateness.Update(late.Seconds())
 			took.Update(d.Seconds())
@@ -67,6 +71,8 @@ func New(o Options) *Server {
 			}
 		},
 	})
+	o.Set.NewGauge("weir_slow_players", func() float64 { n, _ := s.engine.Slow(); return float64(n) })
+	o.Set.NewGauge("weir_slow_bytes", func() float64 { _, n := s.engine.Slow(); return float64(n) })
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	return s
 }

@@ -181,6 +181,10 @@ type Config struct {
 	MaxLag time.Duration `yaml:"max_lag"`
 	// How long a player's connection may take no byte before it is cut, from 100ms to 10m.
 	WriteTimeout time.Duration `yaml:"write_timeout"`
+	// The memory that is kept, in each process, for all players together whose connections take
+	// no bytes now, from 1MiB to 64GiB: the frames that they are in the middle of. When it is not
+	// enough, those are cut that have taken nothing for the longest time.
+	MaxSlowBytes units.Bytes `yaml:"max_slow_bytes"`
 	// The memory of one stream's log, from 256KiB to 4GiB. A group of pictures that is larger
 	// cannot be joined at its key frame. An edge has one log per worker that serves the stream,
 	// and one for each publisher that is forwarded.
@@ -200,6 +204,7 @@ func DefaultConfig(waitPublisher time.Duration) Config {
 		MaxLatency:    120 * time.Millisecond,
 		MaxLag:        8 * time.Second,
 		WriteTimeout:  10 * time.Second,
+		MaxSlowBytes:  64 * units.MiB,
 		MaxLogBytes:   32 * units.MiB,
 		WaitPublisher: waitPublisher,
 	}
@@ -217,6 +222,9 @@ func (c *Config) Validate() error {
 	}
 	if c.WriteTimeout < 100*time.Millisecond || c.WriteTimeout > 10*time.Minute {
 		bad("write_timeout: %v is not between 100ms and 10m", c.WriteTimeout)
+	}
+	if c.MaxSlowBytes < units.MiB || c.MaxSlowBytes > 64*units.GiB {
+		bad("max_slow_bytes: %v is not between 1MiB and 64GiB", c.MaxSlowBytes)
 	}
 	if c.MaxLogBytes < 256*units.KiB || c.MaxLogBytes > 4*units.GiB {
 		bad("max_log_bytes: %v is not between 256KiB and 4GiB", c.MaxLogBytes)

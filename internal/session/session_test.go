@@ -846,6 +846,7 @@ func TestConfig(t *testing.T) {
 		"max_lag":        func(c *Config) { c.MaxLag = 0 },
 		"write_timeout":  func(c *Config) { c.WriteTimeout = time.Hour },
 		"max_log_bytes":  func(c *Config) { c.MaxLogBytes = units.KiB },
+		"max_slow_bytes": func(c *Config) { c.MaxSlowBytes = units.KiB },
 		"wait_publisher": func(c *Config) { c.WaitPublisher = -1 },
 		"max_sessions":   func(c *Config) { c.MaxSessions = -1 },
 	} {
