@@ -213,6 +213,8 @@ func (c *Client) call(ctx context.Context, name, method, path string, in, out an
 		result = "ok"
 	case errors.Is(err, ErrNotFound):
 		result = "not_found"
+	case errors.Is(err, ErrNoNode):
+		result = "no_node"
 	case errors.As(err, &conflict):
 		result = "conflict"
 	case errors.Is(err, ErrUnavailable):
@@ -265,9 +267,9 @@ func (c *Client) ask(ctx context.Context, timeout time.Duration, method, target 
 	}
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
-		if c.token != "" {
-			req.Header.Set("Authorization", "Bearer "+c.token)
-		}
+	}
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
@@ -314,6 +316,8 @@ func answerError(status int, target string, body []byte) error {
 		}
 	case codeFull:
 		return ErrFull
+	case codeNoNode:
+		return fmt.Errorf("%w: %s", ErrNoNode, strings.TrimPrefix(e.Error, ErrNoNode.Error()+": "))
 	case codeInvalid, codeTooLarge:
 		return fmt.Errorf("%w: %s", ErrInvalid, e.Error)
 	case codeUnauthorized, codeMethod, codeMediaType:

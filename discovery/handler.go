@@ -20,6 +20,8 @@ import (
 // HandlerConfig says what a handler of the discovery API serves.
 type HandlerConfig struct {
 	Engine Engine
+	// Placer answers the calls for scheduling; nil: there are none.
+	Placer *Placer
 	// Token is what calls that change the directory must bring as a bearer
 	// token; empty: nobody is asked.
 	Token   string
@@ -58,6 +60,10 @@ func NewHandler(cfg HandlerConfig) http.Handler {
 	get("/api/v1/lookup", h.lookup)
 	get("/api/v1/streams", h.streams)
 	get("/api/v1/nodes", h.nodes)
+	if cfg.Placer != nil {
+		get("/api/v1/schedule", h.guarded(h.schedule))
+		get("/api/v1/decisions", h.guarded(h.decisions))
+	}
 	get("/healthz", func(*http.Request) (any, error) { return statusJSON{"ok"}, nil })
 	get("/readyz", h.ready)
 	mux.Handle(ClustersPath, ClustersHandler(cfg.Engine.Lookup))
@@ -128,6 +134,16 @@ func (h *handler) route(byMethod map[string]call) http.Handler {
 // changing guards a call that changes the directory. The content type keeps web
 // pages from posting to a directory on the loopback of the browser's machine.
 func (h *handler) changing(c call) call {
+	return h.guarded(func(r *http.Request) (any, error) {
+		if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
+			return nil, &apiError{http.StatusUnsupportedMediaType, codeMediaType, "Content-Type must be application/json"}
+		}
+		return c(r)
+	})
+}
+
+// guarded asks for the token.
+func (h *handler) guarded(c call) call {
 	return func(r *http.Request) (any, error) {
 		if h.cfg.Token != "" {
 			scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
@@ -136,9 +152,6 @@ func (h *handler) changing(c call) call {
 				h.noteRefusal(r, token == "")
 				return nil, &apiError{http.StatusUnauthorized, codeUnauthorized, "this call needs the token of the directory"}
 			}
-		}
-		if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
-			return nil, &apiError{http.StatusUnsupportedMediaType, codeMediaType, "Content-Type must be application/json"}
 		}
 		return c(r)
 	}
@@ -338,7 +351,13 @@ func (h *handler) fail(w http.ResponseWriter, r *http.Request, err error) {
 	case errors.As(err, &own):
 		status, answer = own.status, errorJSON{Code: own.code, Error: own.msg}
 	case errors.As(err, &conflict):
-		status, answer = http.StatusConflict, errorJSON{codeConflict, err.Error(), &conflict.Lease}
+		status, answer = http.StatusConflict, errorJSON{Code: codeConflict, Error: err.Error(), Lease: &conflict.Lease}
+	case errors.Is(err, ErrNoNode):
+		status, answer = http.StatusServiceUnavailable, errorJSON{Code: codeNoNode, Error: err.Error()}
+		var reasons *noNode
+		if errors.As(err, &reasons) {
+			answer.Why = &reasons.why
+		}
 	case errors.Is(err, ErrNotFound):
 		status, answer = http.StatusNotFound, errorJSON{Code: codeNotFound, Error: err.Error()}
 	case errors.Is(err, ErrInvalid):

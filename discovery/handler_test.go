@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
+
+	"weir/discovery/schedule"
 )
 
 func newTestHandler(e Engine, change ...func(*HandlerConfig)) http.Handler {
@@ -153,14 +155,19 @@ func TestExamplesOfTheDocumentation(t *testing.T) {
 		t.Fatal(err)
 	}
 	blocks := regexp.MustCompile("(?s)```http\n(.*?)\n```").FindAllSubmatch(doc, -1)
-	if len(blocks) < 2*11 || len(blocks)%2 != 0 {
+	if len(blocks) < 2*20 || len(blocks)%2 != 0 {
 		t.Fatalf("%d examples of requests and answers", len(blocks))
 	}
 	synctest.Test(t, func(t *testing.T) {
 		time.Sleep(time.Until(time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)))
-		h := newTestHandler(newMemory(), func(c *HandlerConfig) { c.Token = "TOKEN" })
+		m := newMemory()
+		placer := NewPlacer(m, schedule.DefaultConfig(), nil, nil, nil)
+		h := newTestHandler(m, func(c *HandlerConfig) { c.Token, c.Placer = "TOKEN", placer })
 		for i := 0; i < len(blocks); i += 2 {
 			time.Sleep(100 * time.Millisecond) // between two examples
+			if err := placer.Refresh(t.Context()); err != nil {
+				t.Fatal(err)
+			}
 			request, want := string(blocks[i][1]), string(blocks[i+1][1])
 			head, body, _ := strings.Cut(request, "\n\n")
 			lines := strings.Split(head, "\n")

@@ -18,6 +18,7 @@ import (
 type Server struct {
 	cfg    ServerConfig
 	engine Engine
+	placer *Placer
 	log    *slog.Logger
 	// conns is the number of open connections.
 	conns atomic.Int64
@@ -31,6 +32,10 @@ func NewServer(cfg ServerConfig, engine Engine, log *slog.Logger) *Server {
 	}
 	return &Server{cfg: cfg, engine: engine, log: log}
 }
+
+// Schedule has the server answer the calls for scheduling with p, and run it. Call
+// it before Serve.
+func (s *Server) Schedule(p *Placer) { s.placer = p }
 
 // Listen opens the configured address.
 func (s *Server) Listen(ctx context.Context) (net.Listener, error) {
@@ -55,7 +60,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 	srv := &http.Server{
 		Handler: NewHandler(HandlerConfig{
-			Engine: s.engine, Token: string(s.cfg.Token), MaxBody: int64(s.cfg.MaxBody), Logger: s.log, Metrics: set,
+			Engine: s.engine, Placer: s.placer, Token: string(s.cfg.Token), MaxBody: int64(s.cfg.MaxBody), Logger: s.log, Metrics: set,
 		}),
 		ReadHeaderTimeout: s.cfg.RequestTimeout,
 		ReadTimeout:       s.cfg.RequestTimeout,
@@ -76,6 +81,9 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			engineErr = fmt.Errorf("run discovery engine: %w", err)
 		}
 	})
+	if s.placer != nil {
+		wg.Go(func() { _ = s.placer.Run(run) }) // it ends with run alone
+	}
 	wg.Go(func() {
 		defer stop()
 		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {

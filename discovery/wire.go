@@ -8,6 +8,8 @@ import (
 	"io"
 	"math"
 	"time"
+
+	"weir/discovery/schedule"
 )
 
 // This file holds the JSON forms of API v1 (docs/discovery-api.md). Times travel
@@ -132,6 +134,8 @@ type errorJSON struct {
 	Code  string `json:"code"`
 	Error string `json:"error"`
 	Lease *Lease `json:"lease,omitempty"` // with code "conflict"
+	// Why has the reasons with code "no_node", if they were asked for.
+	Why *schedule.Decision `json:"why,omitempty"`
 }
 
 // The codes of error answers.
@@ -144,6 +148,7 @@ const (
 	codeTooLarge     = "too_large"
 	codeMediaType    = "unsupported_media_type"
 	codeFull         = "full"
+	codeNoNode       = "no_node"
 	codeUnavailable  = "unavailable"
 	codeInternal     = "internal"
 )

@@ -8,6 +8,7 @@ import (
 
 	"weir/configs"
 	"weir/discovery"
+	"weir/discovery/schedule"
 	"weir/internal/admin"
 	"weir/internal/node"
 )
@@ -22,12 +23,27 @@ type Config struct {
 	Admin admin.Config `yaml:"admin"`
 
 	discovery.ServerConfig `yaml:",inline"`
+
+	// How nodes are chosen for players and publishers.
+	Schedule ScheduleConfig `yaml:"schedule"`
+}
+
+// ScheduleConfig configures scheduling.
+type ScheduleConfig struct {
+	schedule.Config `yaml:",inline"`
+	// A file that says in which region a client is: lines of a network or address and the name of
+	// the region, as in `10.1.0.0/16 eu`. The longest network that holds the client's address
+	// decides; `#` begins a comment. It is read when the server starts. Empty: there is none.
+	Networks string `yaml:"networks"`
 }
 
 // Default returns the configuration of a discovery server whose file sets
 // nothing. It has no admin interface.
 func Default() Config {
-	return Config{Role: "discovery", ServerConfig: discovery.DefaultServerConfig()}
+	return Config{
+		Role: "discovery", ServerConfig: discovery.DefaultServerConfig(),
+		Schedule: ScheduleConfig{Config: schedule.DefaultConfig()},
+	}
 }
 
 // Validate returns all that is wrong, each error beginning with the key.
@@ -36,5 +52,6 @@ func (c *Config) Validate() error {
 	if c.Role != "discovery" {
 		role = errors.New("role: must be discovery")
 	}
-	return errors.Join(role, configs.Prefix("node", c.Node.Validate()), configs.Prefix("admin", c.Admin.Validate()), c.ServerConfig.Validate())
+	return errors.Join(role, configs.Prefix("node", c.Node.Validate()), configs.Prefix("admin", c.Admin.Validate()), c.ServerConfig.Validate(),
+		configs.Prefix("schedule", c.Schedule.Validate()))
 }

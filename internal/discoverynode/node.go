@@ -2,14 +2,17 @@ package discoverynode
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
 	"golang.org/x/sync/errgroup"
 
 	"weir/discovery"
+	"weir/discovery/schedule"
 	"weir/internal/admin"
 	"weir/internal/node"
 )
@@ -29,10 +32,18 @@ type Options struct {
 // be valid.
 func Run(ctx context.Context, cfg Config, o Options) error {
 	set := metrics.NewSet()
-	server := discovery.NewServer(cfg.ServerConfig, discovery.NewMemory(cfg.Memory(), o.Log, set), o.Log)
+	engine := discovery.NewMemory(cfg.Memory(), o.Log, set)
+	server := discovery.NewServer(cfg.ServerConfig, engine, o.Log)
+	regions, err := readNetworks(cfg.Schedule.Networks)
+	if err != nil {
+		if o.Listener != nil {
+			o.Listener.Close()
+		}
+		return err
+	}
+	server.Schedule(discovery.NewPlacer(engine, cfg.Schedule.Config, regions, o.Log, set))
 	l := o.Listener
 	if l == nil {
-		var err error
 		if l, err = node.Listen(ctx, "listen", cfg.Listen); err != nil {
 			return err
 		}
@@ -61,4 +72,21 @@ func Run(ctx context.Context, cfg Config, o Options) error {
 		o.Ready()
 	}
 	return g.Wait()
+}
+
+// readNetworks reads the table of regions by network in a file, if there is one.
+func readNetworks(path string) (schedule.Locator, error) {
+	if path == "" {
+		return nil, nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("schedule.networks: %w", err)
+	}
+	defer f.Close()
+	table, err := schedule.ReadNetworks(f)
+	if err != nil {
+		return nil, fmt.Errorf("schedule.networks: %s: %w", path, err)
+	}
+	return table, nil
 }

@@ -35,9 +35,11 @@ var allowed = map[string]string{
 		" internal/media internal/node internal/rtmp internal/session internal/stream internal/units internal/vhost internal/worker",
 	"origin": "configs discovery hls internal/admin internal/drain internal/flv internal/httpserver internal/limit internal/load" +
 		" internal/media internal/node internal/rtmp internal/session internal/stream internal/units internal/vhost",
-	"discovery": "configs internal/units",
+	"discovery": "configs discovery/schedule internal/units",
+	// Decisions alone: nodes come in, a choice goes out.
+	"discovery/schedule": "internal/units",
 	// The discovery server as a node: discovery itself knows no files.
-	"internal/discoverynode": "configs discovery internal/admin internal/node",
+	"internal/discoverynode": "configs discovery discovery/schedule internal/admin internal/node",
 
 	"hls":         "internal/media internal/units",
 	"hls/hlstest": "",
