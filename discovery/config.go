@@ -38,7 +38,8 @@ type ServerConfig struct {
 	// The largest body of a request, from 1MiB to 64MiB.
 	MaxBody units.Bytes `yaml:"max_body"`
 	// The largest number of open connections, from 1 to 1000000; further ones are closed at
-	// once.
+	// once. Each worker of an edge and each origin has one to watch the directory, which may
+	// take three quarters of them, and some for calls now and then.
 	MaxConnections int `yaml:"max_connections"`
 	// How long a client may take to send a request, and again to take the answer; from 100ms to
 	// 10m.
@@ -57,7 +58,7 @@ func DefaultServerConfig() ServerConfig {
 		MaxStreams:      200_000,
 		MaxNodes:        10_000,
 		MaxBody:         units.MiB,
-		MaxConnections:  1024,
+		MaxConnections:  4096,
 		RequestTimeout:  10 * time.Second,
 		ShutdownTimeout: 5 * time.Second,
 	}
@@ -143,6 +144,11 @@ type Config struct {
 	StaleFor time.Duration `yaml:"stale_for"`
 	// The memory of all found owners together, at least 64KiB.
 	CacheSize units.Bytes `yaml:"cache_size"`
+	// The memory of the copy of the whole directory that the node keeps by watching it, so that
+	// no lookup needs a call; at least 64KiB, or 0 for none. A stream takes about 0.2 KB. A
+	// directory that is larger is asked for each stream instead. Each worker of an edge has a
+	// copy. Peers cannot be watched.
+	MapSize units.Bytes `yaml:"map_size"`
 }
 
 // DefaultConfig returns the configuration of a node without keys.
@@ -155,6 +161,7 @@ func DefaultConfig() Config {
 		CacheTTL:    time.Second,
 		StaleFor:    time.Hour,
 		CacheSize:   16 * units.MiB,
+		MapSize:     256 * units.MiB,
 	}
 }
 
@@ -196,6 +203,9 @@ func (c Config) Validate() error {
 	within("stale_for", c.StaleFor, 0, 24*time.Hour)
 	if c.CacheSize < 64*units.KiB {
 		bad("cache_size", "%v is less than 64KiB", c.CacheSize)
+	}
+	if c.MapSize != 0 && c.MapSize < 64*units.KiB {
+		bad("map_size", "%v is neither 0 nor at least 64KiB", c.MapSize)
 	}
 	return errors.Join(errs...)
 }

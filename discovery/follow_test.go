@@ -40,7 +40,7 @@ func (c *told) want(t *testing.T, want ...string) {
 func TestResolverTellsFollowers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := &asked{}
-		r := NewResolver(a, DefaultConfig(), nil)
+		r := NewResolver(a, DefaultConfig(), nil, nil)
 		var c, other told
 		stop := r.Follow(demo, c.tell)
 		defer r.Follow("v/live/other", other.tell)()
@@ -168,7 +168,7 @@ func TestHolderTellsFollowers(t *testing.T) {
 func TestFollowersAreCalledWithoutLocks(t *testing.T) {
 	a := &asked{}
 	a.will(always(Lease{Node: "a", Epoch: 1, Addr: addrA}, nil))
-	r := NewResolver(a, DefaultConfig(), nil)
+	r := NewResolver(a, DefaultConfig(), nil, nil)
 	var mu sync.Mutex
 	var last uint64
 	var stops []func()

@@ -29,8 +29,14 @@ type HandlerConfig struct {
 	// Ready reports for /readyz whether the engine can be used; nil: always.
 	Ready  func(context.Context) error
 	Logger *slog.Logger // of internal errors and refused calls; may be nil
-	// Metrics counts refused calls; may be nil.
+	// Metrics counts refused calls and watches; may be nil. One handler to a set.
 	Metrics *metrics.Set
+	// MaxWatches bounds the watch calls under way at one time, if the engine is a
+	// Watcher; 0: no bound. They end when Stop does (nil: never), and when one
+	// write takes longer than WriteTimeout (0: never).
+	MaxWatches   int
+	WriteTimeout time.Duration
+	Stop         context.Context
 }
 
 // NewHandler returns the HTTP API of a discovery server: API v1, SRS's clusters
@@ -63,6 +69,9 @@ func NewHandler(cfg HandlerConfig) http.Handler {
 	if cfg.Placer != nil {
 		get("/api/v1/schedule", h.guarded(h.schedule))
 		get("/api/v1/decisions", h.guarded(h.decisions))
+	}
+	if w, ok := cfg.Engine.(Watcher); ok {
+		mux.Handle(watchPath, newWatches(h, w))
 	}
 	get("/healthz", func(*http.Request) (any, error) { return statusJSON{"ok"}, nil })
 	get("/readyz", h.ready)

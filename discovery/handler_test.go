@@ -161,6 +161,7 @@ func TestExamplesOfTheDocumentation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		time.Sleep(time.Until(time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)))
 		m := newMemory()
+		m.feed.id = "ku4wd"
 		placer := NewPlacer(m, schedule.DefaultConfig(), nil, nil, nil)
 		h := newTestHandler(m, func(c *HandlerConfig) { c.Token, c.Placer = "TOKEN", placer })
 		for i := 0; i < len(blocks); i += 2 {
@@ -177,8 +178,10 @@ func TestExamplesOfTheDocumentation(t *testing.T) {
 				name, value, _ := strings.Cut(l, ": ")
 				r.Header.Set(name, value)
 			}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond) // a watch would not end
 			w := httptest.NewRecorder()
-			h.ServeHTTP(w, r)
+			h.ServeHTTP(w, r.WithContext(ctx))
+			cancel()
 			res := w.Result()
 			var got bytes.Buffer
 			got.WriteString(res.Status + "\n")

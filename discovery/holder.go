@@ -35,6 +35,10 @@ type HolderConfig struct {
 // in one call every third of the TTL, and notices when one was lost. Safe for
 // concurrent use.
 //
+// Where the directory can be watched it learns of a loss at once, else with the
+// next renewal. A process that was stopped for a while and goes on renews before
+// anything else, because others may have taken its streams meanwhile.
+//
 // When the directory is unavailable, held streams stay held, and a claim is
 // granted provisionally with an epoch of the node's own clock. When it is back,
 // the next renewal announces everything; for each stream the later epoch wins.
@@ -53,6 +57,7 @@ type Holder struct {
 	met      holderMetrics
 
 	wake chan struct{} // holds one token if there are dirty leases
+	thaw chan struct{} // holds one token if this process has been stopped for a while
 
 	mu       sync.Mutex // guards all below; not held during calls
 	held     map[string]*holding
@@ -95,12 +100,13 @@ func NewHolder(dir Directory, cfg HolderConfig) *Holder {
 		cfg.Self.Instance = NewInstance()
 	}
 	h := &Holder{
-		cfg: cfg, dir: dir, resolver: NewResolver(dir, cfg.Config, cfg.Metrics), log: cfg.Logger,
+		cfg: cfg, dir: dir, resolver: NewResolver(dir, cfg.Config, cfg.Logger, cfg.Metrics), log: cfg.Logger,
 		met: holderMetrics{
 			provisional: cfg.Metrics.NewCounter(`weir_discovery_provisional_claims_total`),
 			lost:        cfg.Metrics.NewCounter(`weir_discovery_leases_lost_total`),
 		},
 		wake: make(chan struct{}, 1),
+		thaw: make(chan struct{}, 1),
 		held: make(map[string]*holding),
 		busy: make(map[string]chan struct{}),
 	}
@@ -197,10 +203,12 @@ func (h *Holder) claim(ctx context.Context, stream string, opts ClaimOptions) (l
 		Stream: stream, Node: c.Node, Instance: c.Instance, Epoch: c.Held, Addr: c.Addr, Expires: asked.Add(c.TTL),
 	}
 	if lease.Epoch == 0 {
-		if owner, ok := h.resolver.known(stream); ok && !opts.Replace && !owner.Idle && time.Now().Before(owner.Expires) {
+		owner, ok := h.resolver.known(stream)
+		if ok && !opts.Replace && !owner.Idle && time.Now().Before(owner.Expires) && owner.Instance != c.Instance {
 			return Lease{}, nil, &ConflictError{Lease: owner}
 		}
 		h.mu.Lock()
+		h.epochs.see(owner.Epoch, asked)
 		lease.Epoch = h.epochs.next(asked)
 		h.mu.Unlock()
 		h.met.provisional.Inc()
@@ -325,7 +333,17 @@ func (h *Holder) Lookup(ctx context.Context, stream string) (Lease, error) {
 	if l, err := h.Own(ctx, stream); err == nil {
 		return l, nil
 	}
-	return h.resolver.Lookup(ctx, stream)
+	l, err := h.resolver.Lookup(ctx, stream)
+	if err == nil && l.Node == h.cfg.Self.Node && (l.Instance == h.cfg.Self.Instance || l.Addr == h.cfg.Self.Addr) {
+		// The directory has not heard yet that it was given up, or of this run.
+		return Lease{}, fmt.Errorf("look up stream %s: %w", stream, ErrNotFound)
+	}
+	return l, err
+}
+
+// Nodes lists nodes as Resolver.Nodes does.
+func (h *Holder) Nodes(ctx context.Context, q NodeQuery) ([]Node, string, error) {
+	return h.resolver.Nodes(ctx, q)
 }
 
 // Own is a LookupFunc that knows only the streams of this node. It is what an
@@ -408,6 +426,9 @@ func (h *Holder) start(stream string) (done func()) {
 func (h *Holder) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { heartbeats(ctx, h.dir, h.cfg.Config.Heartbeat, h.cfg.Now, h.node, h.log, h.heard) })
+	wg.Go(func() { h.feelFrost(ctx) })
+	h.resolver.told = func(events []Event) { h.watched(ctx, events) }
+	wg.Go(func() { _ = h.resolver.Run(ctx) }) // it returns nil
 	h.renewals(ctx)
 	wg.Wait()
 
@@ -433,153 +454,4 @@ func (h *Holder) node() Node {
 	}
 	n.ID, n.Instance, n.Addr = h.cfg.Self.Node, h.cfg.Self.Instance, h.cfg.Self.Addr
 	return n
-}
-
-func (h *Holder) renewals(ctx context.Context) {
-	every := h.cfg.Config.LeaseTTL / 3
-	timer := time.NewTimer(jittered(every))
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-h.wake:
-			// A directory that is away is not asked more often because of it:
-			// the renewal in time carries the mark.
-			h.mu.Lock()
-			away := h.leases != nil
-			h.mu.Unlock()
-			if !away {
-				h.renew(ctx, true)
-			}
-		case <-timer.C:
-			h.renew(ctx, false)
-			timer.Reset(jittered(every))
-		}
-	}
-}
-
-// renew prolongs all leases, or the dirty ones only, and settles those lost.
-func (h *Holder) renew(ctx context.Context, dirtyOnly bool) {
-	r := Renewal{
-		Node: h.cfg.Self.Node, Instance: h.cfg.Self.Instance, Addr: h.cfg.Self.Addr, TTL: h.cfg.Config.LeaseTTL,
-	}
-	h.mu.Lock()
-	for stream, e := range h.held {
-		if dirtyOnly && !e.dirty {
-			continue
-		}
-		e.dirty = false
-		r.Leases = append(r.Leases, Held{Stream: stream, Epoch: e.lease.Epoch, Idle: e.lease.Idle})
-	}
-	if len(r.Leases) == 0 {
-		h.mu.Unlock()
-		return
-	}
-	h.renewing++
-	h.mu.Unlock()
-
-	// The directory bounds each of its calls; this bounds them all.
-	bounded, cancel := context.WithTimeoutCause(ctx, h.cfg.Config.LeaseTTL, ErrUnavailable)
-	asked := time.Now()
-	lost, err := h.dir.Renew(bounded, r)
-	cancel()
-
-	h.mu.Lock()
-	h.renewing--
-	if err == nil {
-		for _, l := range r.Leases {
-			if e := h.held[l.Stream]; e != nil && e.lease.Epoch == l.Epoch {
-				e.lease.Expires = asked.Add(r.TTL)
-			}
-		}
-	}
-	h.mu.Unlock()
-	if ctx.Err() != nil {
-		return
-	}
-	h.reached(err)
-	for _, l := range lost {
-		h.settle(ctx, l)
-	}
-}
-
-// settle handles one lease that was not renewed.
-func (h *Holder) settle(ctx context.Context, l Lost) {
-	done := h.tryBegin(l.Stream)
-	if done == nil {
-		return // a claim or release is under way and decides; else the next renewal says so again
-	}
-	now := h.resettle(ctx, l)
-	done()
-	h.resolver.followers.deliver()
-	if now != nil { // after done: OnLost may release the stream
-		h.tellLost(l.Stream, *now)
-	}
-}
-
-// resettle is settle with the stream busy. It returns the owner if it was lost.
-func (h *Holder) resettle(ctx context.Context, l Lost) (now *Lease) {
-	h.mu.Lock()
-	e := h.held[l.Stream]
-	if e == nil || e.lease.Epoch != l.Epoch {
-		h.mu.Unlock()
-		return nil // released or claimed anew while the renewal was under way
-	}
-	if l.Now != nil && l.Now.Node == h.cfg.Self.Node && l.Now.Instance == h.cfg.Self.Instance {
-		// A claim of ours was granted, but its answer was lost: the epoch in
-		// force is the one that everybody else sees.
-		e.lease.Epoch = l.Now.Epoch
-		h.resolver.followers.note(e.lease, 0)
-		h.epochs.see(l.Now.Epoch, time.Now())
-		h.markDirty(e)
-		h.mu.Unlock()
-		return nil
-	}
-	idle := e.lease.Idle
-	h.mu.Unlock()
-	if l.Now != nil {
-		if h.drop(l.Stream, *l.Now) {
-			return l.Now
-		}
-		return nil
-	}
-	// Nobody has it, but others may have seen a later epoch: ask for a new one.
-	lease, now, err := h.claim(ctx, l.Stream, ClaimOptions{})
-	switch {
-	case err == nil:
-		h.log.Info("stream claimed again", "stream", l.Stream, "epoch", lease.Epoch, "old_epoch", l.Epoch)
-		if idle {
-			h.SetIdle(l.Stream, true)
-		}
-	case now == nil && ctx.Err() == nil:
-		h.log.Warn("stream could not be claimed again", "stream", l.Stream, "err", err)
-	}
-	return now
-}
-
-// heard notes how a heartbeat went. While heartbeats wait in vain, no lookup has
-// to find out for itself that the directory is silent.
-func (h *Holder) heard(err error, sent time.Time) {
-	h.mu.Lock()
-	h.beat = err
-	h.mu.Unlock()
-	h.resolver.heard(err, sent)
-}
-
-// reached notes how a claim or renewal went, and logs when that changes.
-func (h *Holder) reached(err error) {
-	h.mu.Lock()
-	was, now := failure(h.leases), failure(err)
-	h.leases = err
-	h.mu.Unlock()
-	switch {
-	case now == was:
-	case now == "":
-		h.log.Info("directory is back")
-	case now == failureRefused:
-		h.log.Warn("directory refuses claims and renewals", "err", err)
-	default:
-		h.log.Warn("directory lost: leases cannot be renewed", "err", err)
-	}
 }

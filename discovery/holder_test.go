@@ -25,8 +25,21 @@ type station struct {
 
 func startHolder(t *testing.T, dir Directory, self Self) *station {
 	t.Helper()
-	s := &station{wire: &cable{Directory: dir}, lost: make(chan Lease, 1000)}
-	s.Holder = NewHolder(s.wire, HolderConfig{
+	wire := &cable{Directory: dir}
+	return startHolderOn(t, wire, wire, self)
+}
+
+// startWatchingHolder is startHolder for one that watches the directory.
+func startWatchingHolder(t *testing.T, dir Directory, self Self) (*station, *optic) {
+	t.Helper()
+	o := &optic{cable: &cable{Directory: dir}}
+	return startHolderOn(t, o.cable, o, self), o
+}
+
+func startHolderOn(t *testing.T, wire *cable, dir Directory, self Self) *station {
+	t.Helper()
+	s := &station{wire: wire, lost: make(chan Lease, 1000)}
+	s.Holder = NewHolder(dir, HolderConfig{
 		Config: DefaultConfig(), Self: self,
 		OnLost: func(stream string, now Lease) {
 			if now.Stream != stream {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -11,7 +12,13 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(frozenOrigin) != "" {
+		runFrozenOrigin()
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 const demo = "__defaultVhost__/live/demo"
 

@@ -38,12 +38,16 @@ type Memory struct {
 	log *slog.Logger
 	set *metrics.Set
 	met memoryMetrics
+	// feed has the changes of streams and nodes. Its lock is taken under mu.
+	feed *feed
 
 	mu sync.RWMutex // guards all below; never held while logging
 	// streams may hold leases that have expired; nobody may see those.
 	streams map[string]*Lease
 	nodes   map[string]*Node
-	epochs  epochClock
+	// toldNodes is what the feed last said of nodes, and when (Seen).
+	toldNodes map[string]*Node
+	epochs    epochClock
 	// ended remembers the last epoch of streams without a lease, so that an
 	// older one cannot be restored after it.
 	ended map[string]ended
@@ -103,9 +107,11 @@ func NewMemory(cfg MemoryConfig, log *slog.Logger, set *metrics.Set) *Memory {
 			lost:     set.NewCounter(`weir_discovery_renewals_total{result="lost"}`),
 			expired:  set.NewCounter(`weir_discovery_leases_expired_total`),
 		},
-		streams: make(map[string]*Lease),
-		nodes:   make(map[string]*Node),
-		ended:   make(map[string]ended),
+		feed:      newFeed(),
+		streams:   make(map[string]*Lease),
+		nodes:     make(map[string]*Node),
+		toldNodes: make(map[string]*Node),
+		ended:     make(map[string]ended),
 	}
 	set.NewGauge(`weir_discovery_leases`, func() float64 { return float64(m.countLeases()) })
 	set.NewGauge(`weir_discovery_nodes`, func() float64 { return float64(m.countNodes()) })
@@ -174,7 +180,11 @@ func (m *Memory) claim(c Claim) (Lease, []change, error) {
 			fresh.Epoch = c.Held
 			m.epochs.see(c.Held, now)
 		}
+		changed := cur.Idle || !sameOwnership(*cur, fresh)
 		*cur = fresh
+		if changed {
+			m.tell(fresh)
+		}
 		m.met.kept.Inc()
 		return fresh, changes, nil
 	case later:
@@ -252,9 +262,11 @@ func (m *Memory) renew(r Renewal, h Held, now time.Time) (gone *Lost, restored b
 		m.put(Lease{Stream: h.Stream, Node: r.Node, Instance: r.Instance, Epoch: h.Epoch, Addr: r.Addr, Idle: h.Idle, Expires: expires}, now)
 		return nil, true, changes
 	case cur.Epoch == h.Epoch && cur.Node == r.Node && cur.Instance == r.Instance:
+		changed := cur.Idle != h.Idle || cur.Addr != r.Addr
 		cur.Idle, cur.Expires = h.Idle, expires
-		if cur.Addr != r.Addr {
+		if changed {
 			cur.Addr = r.Addr
+			m.tell(*cur)
 		}
 		return nil, false, changes
 	case h.Epoch > cur.Epoch && plausible(h.Epoch, now):
@@ -327,6 +339,7 @@ func (m *Memory) Heartbeat(_ context.Context, n Node) error {
 		}
 	}
 	m.nodes[n.ID] = &n
+	m.tellNode(&n)
 	m.mu.Unlock()
 	if old == nil || old.Instance != n.Instance {
 		// Whoever listens at that address now, the run before it is dead, and its
@@ -371,7 +384,7 @@ func (m *Memory) Goodbye(_ context.Context, id, instance string) error {
 	n := m.nodes[id]
 	gone := n != nil && (instance == "" || n.Instance == instance)
 	if gone {
-		delete(m.nodes, id)
+		m.dropNode(id)
 	}
 	m.mu.Unlock()
 	ended := m.endLeases("node left", func(l *Lease) bool {
@@ -513,10 +526,12 @@ func (m *Memory) put(l Lease, now time.Time) {
 	m.epochs.see(l.Epoch, now)
 	delete(m.ended, l.Stream)
 	m.streams[l.Stream] = &l
+	m.tell(l)
 }
 
 func (m *Memory) end(l *Lease, cause string, now time.Time) change {
 	delete(m.streams, l.Stream)
+	m.feed.add(Event{Ended: &End{l.Stream, l.Epoch}})
 	if cause == "expired" {
 		m.met.expired.Inc()
 	}
@@ -563,7 +578,7 @@ func (m *Memory) roomForStream(now time.Time) (room bool, changes []change) {
 func (m *Memory) sweepNodes(now time.Time) (gone []string) {
 	for id, n := range m.nodes {
 		if !n.alive(now) {
-			delete(m.nodes, id)
+			m.dropNode(id)
 			gone = append(gone, id)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"sync"
 	"time"
@@ -18,6 +19,13 @@ import (
 // want it. While the directory is unavailable, what was found in the last
 // StaleFor is still used. That nobody owns a stream is never kept.
 //
+// While Run follows a directory that is a Watcher, there is a copy of all of it, and
+// a stream that is in it is found there without a call. That a stream is not in it
+// is confirmed by the directory, so that who comes right after a publisher finds
+// it; beyond ConfirmRate such calls a second the copy is believed. While the watch
+// is broken it is as described above, and what was in the copy counts as found when
+// the watch broke.
+//
 // A directory that lets a lookup wait in vain is not asked for one Heartbeat, and
 // then by one caller alone until it answers, who mostly does not wait for long
 // either; the others get at once what they would get after the timeout. Safe for concurrent use.
@@ -30,6 +38,12 @@ type Resolver struct {
 	maxBytes int64
 	met      resolverMetrics
 
+	watcher Watcher // nil: there is none
+	log     *slog.Logger
+	// told is called after each change of the copy, without locks and from Run,
+	// with what was told; may be nil.
+	told func([]Event)
+
 	followers followers // has a lock of its own, which may be taken under mu
 
 	mu      sync.Mutex // guards all below
@@ -40,7 +54,16 @@ type Resolver struct {
 	resume  time.Time // if silent: not before this is the directory asked again
 	probing bool      // if silent: somebody asks already
 	probes  uint      // since the directory is silent
+	mirror  mirror
+	// confirms is how many calls may be made now to confirm what the copy says,
+	// and counted is up to when that has been counted.
+	confirms float64
+	counted  time.Time
 }
+
+// ConfirmRate is how many calls a second a Resolver makes to have the directory
+// confirm that a stream that is not in its copy has no owner.
+const ConfirmRate = 1000
 
 // inVain is how long a lookup must have waited to make the directory count as
 // silent. One that fails sooner, as where nobody listens, costs nobody's patience.
@@ -72,23 +95,43 @@ type question struct {
 	brief     bool // wait for inVain at most; static
 }
 
-type resolverMetrics struct{ fresh, asked, stale *metrics.Counter }
+type resolverMetrics struct{ mapped, fresh, asked, stale *metrics.Counter }
 
 // NewResolver returns an empty cache in front of finder with cache_ttl,
-// stale_for and cache_size of cfg. set may be nil.
-func NewResolver(finder Finder, cfg Config, set *metrics.Set) *Resolver {
+// stale_for, cache_size and map_size of cfg. log and
+// set may be nil. Run fills the copy.
+func NewResolver(finder Finder, cfg Config, log *slog.Logger, set *metrics.Set) *Resolver {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
 	if set == nil {
 		set = metrics.NewSet()
 	}
 	r := &Resolver{
 		finder: finder, ttl: cfg.CacheTTL, staleFor: cfg.StaleFor, pause: cfg.Heartbeat, maxBytes: int64(cfg.CacheSize),
+		mirror: newMirror(int64(cfg.MapSize)), log: log,
 		met: resolverMetrics{
-			fresh: set.GetOrCreateCounter(`weir_discovery_resolved_total{from="cache"}`),
-			asked: set.GetOrCreateCounter(`weir_discovery_resolved_total{from="directory"}`),
-			stale: set.GetOrCreateCounter(`weir_discovery_resolved_total{from="stale_cache"}`),
+			mapped: set.GetOrCreateCounter(`weir_discovery_resolved_total{from="map"}`),
+			fresh:  set.GetOrCreateCounter(`weir_discovery_resolved_total{from="cache"}`),
+			asked:  set.GetOrCreateCounter(`weir_discovery_resolved_total{from="directory"}`),
+			stale:  set.GetOrCreateCounter(`weir_discovery_resolved_total{from="stale_cache"}`),
 		},
 		asking: make(map[string]*question),
 	}
+	if w, ok := finder.(Watcher); ok && cfg.MapSize > 0 {
+		r.watcher = w
+	}
+	set.GetOrCreateGauge(`weir_discovery_map_in_step`, func() float64 {
+		if r.InStep() {
+			return 1
+		}
+		return 0
+	})
+	set.GetOrCreateGauge(`weir_discovery_map_streams`, func() float64 {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return float64(len(r.mirror.streams))
+	})
 	// The bound is ours, in bytes. NewLRU fails only for a size below one.
 	r.entries, _ = simplelru.NewLRU(math.MaxInt, func(_ string, e resolved) { r.bytes -= e.size() })
 	return r
@@ -104,9 +147,20 @@ func (e resolved) size() int64 {
 
 // Lookup implements Finder. A lease out of the cache may have expired meanwhile.
 func (r *Resolver) Lookup(ctx context.Context, stream string) (Lease, error) {
-	for {
+	for joined := false; ; {
 		r.mu.Lock()
-		if e, ok := r.entries.Get(stream); ok && e.fresh && time.Since(e.at) < r.ttl {
+		now := time.Now()
+		inStep := r.mirror.inStep(now)
+		e, ok := r.entries.Get(stream)
+		if inStep {
+			l, mapped := r.mirror.lease(stream)
+			if mapped && (!ok || l.Epoch > e.lease.Epoch || now.Sub(e.at) >= r.ttl || sameOwnership(l, e.lease) && e.fresh) {
+				r.mu.Unlock()
+				r.met.mapped.Inc()
+				return l, nil
+			}
+		}
+		if ok && e.fresh && now.Sub(e.at) < r.ttl {
 			r.mu.Unlock()
 			r.met.fresh.Inc()
 			return e.lease, nil
@@ -121,7 +175,21 @@ func (r *Resolver) Lookup(ctx context.Context, stream string) (Lease, error) {
 			if q.abandoned {
 				continue // somebody else must ask, perhaps this caller
 			}
+			if !joined && errors.Is(q.err, ErrNotFound) {
+				// The answer may be older than this caller, and the stream not.
+				joined = true
+				continue
+			}
 			return q.lease, q.err
+		}
+		if inStep && !r.mayConfirm(now) {
+			l, mapped := r.mirror.lease(stream)
+			r.mu.Unlock()
+			r.met.mapped.Inc()
+			if !mapped {
+				return Lease{}, fmt.Errorf("look up stream %s: %w", stream, ErrNotFound)
+			}
+			return l, nil
 		}
 		if r.silent && (r.probing || time.Now().Before(r.resume)) {
 			q := question{}
@@ -182,8 +250,7 @@ func (r *Resolver) ask(ctx context.Context, stream string, q *question) {
 	default:
 		r.silent = false
 	}
-	old, known := r.entries.Peek(stream)
-	known = known && time.Since(old.at) < r.staleFor
+	old, known := r.last(stream)
 	switch {
 	case err == nil && known && old.fresh && lease.Epoch != 0 && lease.Epoch < old.lease.Epoch:
 		// The directory is behind what is known here: do not go back to an
@@ -210,12 +277,38 @@ func (r *Resolver) ask(ctx context.Context, stream string, q *question) {
 // fallBack answers q, which the directory did not, with what was found lately or
 // else with err. It expects mu to be held.
 func (r *Resolver) fallBack(q *question, stream string, err error) {
-	if e, ok := r.entries.Peek(stream); ok && time.Since(e.at) < r.staleFor {
+	if e, ok := r.last(stream); ok {
 		r.met.stale.Inc()
 		q.lease = e.lease
 		return
 	}
 	q.err = err
+}
+
+// last returns what was found of a stream, or was in the copy, within the last
+// StaleFor. It expects mu to be held.
+func (r *Resolver) last(stream string) (resolved, bool) {
+	now := time.Now()
+	e, ok := r.entries.Peek(stream)
+	ok = ok && now.Sub(e.at) < r.staleFor
+	if l, mapped := r.mirror.lease(stream); mapped && now.Sub(r.mirror.heard) < r.staleFor {
+		if !ok || l.Epoch > e.lease.Epoch {
+			return resolved{lease: l, at: r.mirror.heard, fresh: true}, true
+		}
+	}
+	return e, ok
+}
+
+// mayConfirm reports whether the directory may be asked for what the copy should
+// know. It expects mu to be held.
+func (r *Resolver) mayConfirm(now time.Time) bool {
+	r.confirms = min(ConfirmRate, r.confirms+ConfirmRate*now.Sub(r.counted).Seconds())
+	r.counted = now
+	if r.confirms < 1 {
+		return false
+	}
+	r.confirms--
+	return true
 }
 
 // heard notes how another call to the directory, begun at that time, has ended.
@@ -238,6 +331,9 @@ func (r *Resolver) known(stream string) (Lease, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	e, ok := r.entries.Peek(stream)
+	if l, mapped := r.mirror.lease(stream); mapped && (!ok || l.Epoch >= e.lease.Epoch) {
+		return l, true
+	}
 	return e.lease, ok
 }
 
@@ -252,7 +348,7 @@ func (r *Resolver) Learn(l Lease) {
 func (r *Resolver) learn(l Lease) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if old, ok := r.entries.Peek(l.Stream); ok && l.Epoch < old.lease.Epoch {
+	if old, ok := r.last(l.Stream); ok && l.Epoch < old.lease.Epoch {
 		return
 	}
 	r.put(l, 0)
@@ -284,7 +380,7 @@ func (r *Resolver) Follow(stream string, f func(Lease)) (stop func()) {
 func (r *Resolver) follow(stream string, f func(Lease)) (stop func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if e, ok := r.entries.Peek(stream); ok && time.Since(e.at) < r.staleFor {
+	if e, ok := r.last(stream); ok {
 		return r.followers.add(stream, f, &e.lease)
 	}
 	return r.followers.add(stream, f, nil)
@@ -296,7 +392,12 @@ func (r *Resolver) follow(stream string, f func(Lease)) (stop func()) {
 func (r *Resolver) Doubt(stream string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if e, ok := r.entries.Peek(stream); ok {
+	e, cached := r.entries.Peek(stream)
+	if l, mapped := r.mirror.lease(stream); mapped && (!cached || l.Epoch >= e.lease.Epoch) {
+		r.put(l, 0)
+		e, cached = r.entries.Peek(stream)
+	}
+	if cached {
 		e.fresh = false
 		r.entries.Add(stream, e) // replaces the value; the size stays
 	}

@@ -47,7 +47,7 @@ func always(l Lease, err error) func(context.Context, string) (Lease, error) {
 func TestResolverCache(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := &asked{}
-		r := NewResolver(a, DefaultConfig(), nil)
+		r := NewResolver(a, DefaultConfig(), nil, nil)
 		old, next := Lease{Node: "a", Epoch: 5, Addr: addrA}, Lease{Node: "b", Epoch: 6, Addr: addrB}
 
 		// That nobody has it is asked again each time.
@@ -117,7 +117,7 @@ func TestResolverAsksOnceForAll(t *testing.T) {
 				return Lease{}, ctx.Err()
 			}
 		})
-		r := NewResolver(a, DefaultConfig(), nil)
+		r := NewResolver(a, DefaultConfig(), nil, nil)
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		var wg sync.WaitGroup
@@ -156,7 +156,7 @@ func TestResolverIsBoundedByBytes(t *testing.T) {
 	a.will(always(Lease{Node: "a", Epoch: 1, Addr: addrA}, nil))
 	cfg := DefaultConfig()
 	cfg.CacheSize = 64 << 10
-	r := NewResolver(a, cfg, nil)
+	r := NewResolver(a, cfg, nil, nil)
 	for i := range 10_000 {
 		wantOwner(t, r, fmt.Sprintf("v/live/%d", i), "a")
 		if i%100 == 0 {
@@ -190,7 +190,7 @@ func TestResolverDoesNotWaitForTheSilent(t *testing.T) {
 			}
 		}
 		a := &asked{}
-		r := NewResolver(a, cfg, nil)
+		r := NewResolver(a, cfg, nil, nil)
 		a.will(always(Lease{Node: "a", Epoch: 1, Addr: addrA}, nil))
 		wantOwner(t, r, demo, "a")
 		time.Sleep(time.Minute)
@@ -296,7 +296,7 @@ func TestHolderDoesNotWaitForTheSilent(t *testing.T) {
 func TestResolverSurvivesAPanic(t *testing.T) {
 	a := &asked{}
 	a.will(func(context.Context, string) (Lease, error) { panic("finder") })
-	r := NewResolver(a, DefaultConfig(), nil)
+	r := NewResolver(a, DefaultConfig(), nil, nil)
 	func() {
 		defer func() { _ = recover() }()
 		_, _ = r.Lookup(t.Context(), demo)
@@ -308,7 +308,7 @@ func TestResolverSurvivesAPanic(t *testing.T) {
 func TestCachedLookupDoesNotAllocate(t *testing.T) {
 	a := &asked{}
 	a.will(always(Lease{Node: "a", Epoch: 1}, nil))
-	r := NewResolver(a, DefaultConfig(), nil)
+	r := NewResolver(a, DefaultConfig(), nil, nil)
 	wantOwner(t, r, demo, "a")
 	if n := testing.AllocsPerRun(1000, func() { _, _ = r.Lookup(context.Background(), demo) }); n != 0 {
 		t.Errorf("%v allocations per lookup", n)
@@ -320,7 +320,7 @@ func BenchmarkResolverLookup(b *testing.B) {
 	a.will(always(Lease{Node: "a", Epoch: 1}, nil))
 	cfg := DefaultConfig()
 	cfg.CacheTTL = time.Hour
-	r := NewResolver(a, cfg, nil)
+	r := NewResolver(a, cfg, nil, nil)
 	b.ReportAllocs()
 	for b.Loop() {
 		_, _ = r.Lookup(b.Context(), demo)

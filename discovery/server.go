@@ -58,9 +58,12 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	if e, ok := s.engine.(interface{ Metrics() *metrics.Set }); ok {
 		set = e.Metrics()
 	}
+	watching, endWatches := context.WithCancel(ctx)
+	defer endWatches()
 	srv := &http.Server{
 		Handler: NewHandler(HandlerConfig{
 			Engine: s.engine, Placer: s.placer, Token: string(s.cfg.Token), MaxBody: int64(s.cfg.MaxBody), Logger: s.log, Metrics: set,
+			MaxWatches: max(1, s.cfg.MaxConnections*3/4), WriteTimeout: s.cfg.RequestTimeout, Stop: watching,
 		}),
 		ReadHeaderTimeout: s.cfg.RequestTimeout,
 		ReadTimeout:       s.cfg.RequestTimeout,
@@ -92,6 +95,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	})
 	s.log.Info("discovery is up", "listen", l.Addr().String())
 	<-run.Done()
+	endWatches() // Shutdown would wait for them
 
 	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.ShutdownTimeout)
 	defer cancel()

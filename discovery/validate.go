@@ -19,6 +19,7 @@ const DefaultVhost = "__defaultVhost__"
 // Limits of what the directory takes in, in bytes and entries.
 const (
 	MaxStreamLen = 512 // of a stream key
+	MaxMarkLen   = 128 // of a Watcher's mark
 	maxNameLen   = 64  // of ids, instances, versions, label and load names
 	maxValueLen  = 256 // of label values
 	maxAddrLen   = 261 // a DNS name of 255 bytes, a colon and a port
@@ -181,6 +182,18 @@ func (n Node) check() error {
 		return fmt.Errorf("%w: ttl below zero", ErrInvalid)
 	}
 	return n.Addr.check()
+}
+
+func (q WatchQuery) check() error {
+	switch q.Role {
+	case "", RoleOrigin, RoleEdge, RoleDiscovery:
+	default:
+		return fmt.Errorf("watch the directory: %w: role %q is not origin, edge or discovery", ErrInvalid, q.Role)
+	}
+	if len(q.Since) > MaxMarkLen {
+		return fmt.Errorf("watch the directory: %w: mark of %d bytes, at most %d are allowed", ErrInvalid, len(q.Since), MaxMarkLen)
+	}
+	return nil
 }
 
 func pageLimit(limit int) (int, error) {

@@ -111,9 +111,10 @@ func New(cfg Config, o Options) *Edge {
 	e.others = discovery.NewElsewhere(o.Directory, e.node)
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	if o.Directory != nil {
-		e.owners = discovery.NewResolver(o.Directory, cfg.Discovery, o.Set)
-		if d, ok := o.Directory.(nodeLister); ok {
-			e.origins = liveOrigins(d)
+		e.owners = discovery.NewResolver(o.Directory, cfg.Discovery, o.Log, o.Set)
+		e.running.Go(func() { _ = e.owners.Run(e.ctx) }) // it returns nil
+		if _, ok := o.Directory.(nodeLister); ok {
+			e.origins = liveOrigins(e.owners)
 		}
 	}
 	o.Set.NewGauge("weir_streams", func() float64 { n, _ := e.held(); return float64(n) })
