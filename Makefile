@@ -5,11 +5,12 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unk
 FUZZTIME ?= 3s
 ARGS     ?=
 
-# All packages but the end-to-end tests, which have a target of their own.
-PACKAGES = $$($(GO) list ./... | grep -v '/e2e$$')
+# All packages but those whose tests have a target of their own: the end-to-end
+# tests, and those that need root for a network.
+PACKAGES = $$($(GO) list ./... | grep -vE '/(e2e|chaos/wire|chaos/broken)$$')
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test test-go test-e2e test-imports fuzz bench bench-table lint vet staticcheck fmt-check tools docs clip clean
+.PHONY: help build run test test-go test-e2e test-chaos test-imports fuzz chaos bench bench-table lint vet staticcheck fmt-check tools docs clip clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +28,7 @@ test: ## Everything that must be green: tools, lint, import rules, tests with -r
 	@scripts/progress.sh go       $(MAKE) --no-print-directory test-go
 	@scripts/progress.sh fuzz     $(MAKE) --no-print-directory fuzz
 	@scripts/progress.sh e2e      $(MAKE) --no-print-directory test-e2e
+	@scripts/progress.sh chaos    $(MAKE) --no-print-directory test-chaos chaos
 	@echo "make test: all green"
 
 test-go: ## Unit tests of all packages with the race detector, in random order
@@ -35,11 +37,18 @@ test-go: ## Unit tests of all packages with the race detector, in random order
 test-e2e: ## End-to-end tests: real processes, ffmpeg, ffprobe, rtmpdump, Chromium (one test: ARGS="-run TestName")
 	CGO_ENABLED=1 $(GO) test -race -shuffle=on -count=1 -timeout 8m -v $(ARGS) ./e2e
 
+test-chaos: ## Test the chaos checker, as root: broken builds of weir must fail it
+	$(GO) test -count=1 -timeout 9m -v $(ARGS) ./internal/chaos/wire ./internal/chaos/broken
+
 test-imports: ## Check the import rules: which package of ours may import which
 	$(GO) test -count=1 ./internal/importrules
 
 fuzz: ## Run each fuzz target for FUZZTIME (default 3s)
 	GO="$(GO)" scripts/fuzz.sh $(FUZZTIME)
+
+chaos: build ## Run a cluster under faults for 60 s, as root, and check it (options in ARGS="-seed 7 -for 30m"; docs/chaos.md)
+	$(GO) build -o bin/chaos ./scripts/chaos
+	bin/chaos $(ARGS)
 
 bench: ## Run the Go benchmarks with allocation counts, and those of whole clusters
 	$(GO) test -run '^$$' -bench . -benchmem -timeout 20m ./...

@@ -1,0 +1,145 @@
+package chaos
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"weir/internal/chaos/model"
+	"weir/internal/chaos/wire"
+)
+
+// cluster is the nodes under test.
+type cluster struct {
+	// Static.
+	cfg   *Config
+	net   *wire.Net
+	rec   *recorder
+	nodes []*process // in the order of their start
+}
+
+// Timers of the nodes' configuration that the promises and the length of a round
+// rest on: shorter than the defaults, so that a minute has several rounds.
+const (
+	leaseTTL = 1500 * time.Millisecond
+	nodeTTL  = 1500 * time.Millisecond
+)
+
+func newCluster(cfg *Config, net *wire.Net, rec *recorder) (*cluster, error) {
+	c := &cluster{cfg: cfg, net: net, rec: rec}
+	for role, names := range map[string][]string{"discovery": {nodeDiscovery}, "origin": cfg.origins(), "edge": cfg.edges()} {
+		for _, name := range names {
+			path := filepath.Join(cfg.Dir, name+".yaml")
+			if err := os.WriteFile(path, []byte(c.config(role, name)), 0o644); err != nil {
+				return nil, fmt.Errorf("write configuration: %w", err)
+			}
+			p := newProcess(name, role, net.Host(name), rec, cfg.Dir)
+			p.command = func() *exec.Cmd { return p.host.Command(cfg.Weir, role, "-c", path) }
+			p.ready = func(ctx context.Context) error { return p.ask(ctx, "/readyz", nil) }
+			c.nodes = append(c.nodes, p)
+		}
+	}
+	return c, nil
+}
+
+func (c *cluster) addr(host string) string { return c.net.Host(host).Addr.String() }
+
+// config writes the configuration file of a node.
+func (c *cluster) config(role, name string) string {
+	var b strings.Builder
+	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	p("role: %s\nnode: {id: %s}\nadmin: {listen: %q, pprof: true}", role, name, adminAddr)
+	if role == "discovery" {
+		p("listen: 0.0.0.0:7070\nlease_ttl: %v\nnode_ttl: %v", leaseTTL, nodeTTL)
+		return b.String()
+	}
+	// An encoder whose host is gone holds its name until its connection counts as idle.
+	p("rtmp: {listen: 0.0.0.0:1935, publish_idle_timeout: 2500ms}\nhttp: {listen: 0.0.0.0:8080}")
+	p("advertise: {rtmp: %q, http: %q}", c.addr(name)+":1935", c.addr(name)+":8080")
+	p("discovery:\n  urls: [%q]\n  timeout: 500ms\n  heartbeat: 400ms", "http://"+c.addr(nodeDiscovery)+":7070")
+	if role == "origin" {
+		p("  lease_ttl: %v\npublish: {resume_window: 10s}\nvhosts:\n  __defaultVhost__:\n    hls: {linger: 2s}", leaseTTL)
+		return b.String()
+	}
+	p("workers: %d\nplay: {wait_publisher: 3s}", c.cfg.Workers)
+	p("pull: {linger: 2s, connect_timeout: 1s, read_timeout: 2s, retry_max: 500ms, eject: 1s}")
+	p("vhosts:\n  __defaultVhost__:\n    upstreams:")
+	for _, o := range c.cfg.origins() {
+		p("    - rtmp://%s:1935", c.addr(o))
+	}
+	return b.String()
+}
+
+// node returns a node by its name; it panics if there is none.
+func (c *cluster) node(name string) *process {
+	for _, n := range c.nodes {
+		if n.name == name {
+			return n
+		}
+	}
+	panic("chaos: no node " + name)
+}
+
+// door returns the addresses at which clients come to a node.
+func (c *cluster) door(name string) nodeAddr {
+	return nodeAddr{name, c.addr(name) + ":1935", c.addr(name) + ":8080"}
+}
+
+// startTimeout is how long a node may take to be ready.
+const startTimeout = 20 * time.Second
+
+// start starts all nodes, discovery first, and waits until they are ready.
+func (c *cluster) start(ctx context.Context) error {
+	for _, role := range []string{"discovery", "origin", "edge"} {
+		for _, n := range c.nodes {
+			if n.role == role {
+				if err := n.start(); err != nil {
+					return err
+				}
+			}
+		}
+		for _, n := range c.nodes {
+			if n.role == role {
+				if err := n.awaitReady(ctx, startTimeout); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// stop stops all nodes properly.
+func (c *cluster) stop() error {
+	var mu sync.Mutex
+	var errs []error // guarded by mu
+	var all sync.WaitGroup
+	for i, n := range c.nodes {
+		c.rec.event(model.Event{Kind: model.KindFault, Fault: &model.Fault{ID: stopID - i, What: "stop for good", On: []string{n.name}}})
+		all.Go(func() {
+			err := n.stop(15 * time.Second)
+			mu.Lock()
+			defer mu.Unlock()
+			errs = append(errs, err)
+		})
+	}
+	all.Wait()
+	return errors.Join(errs...)
+}
+
+// stopID and below are the numbers of the faults that end a run.
+const stopID = -1
+
+// kill makes sure that no node runs.
+func (c *cluster) kill() {
+	for _, n := range c.nodes {
+		n.kill()
+		n.admin.CloseIdleConnections()
+	}
+}
