@@ -197,7 +197,7 @@ func (f *forward) publish(ctx context.Context, up vhost.Upstream, via string, tr
 		var redirect *rtmp.RedirectError
 		var status *rtmp.StatusError
 		switch {
-		case errors.As(err, &redirect):
+		case errors.As(err, &redirect) && !redirect.TLS: // upstream is spoken to without it
 			to := vhost.Upstream{Scheme: "rtmp", Addr: redirect.Addr}
 			if err := e.redirected(f.p.Target.Key.String(), up.String(), to, trail); err != nil {
 				return nil, err

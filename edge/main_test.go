@@ -100,9 +100,12 @@ func open(t *testing.T, name string, role session.Role, table *vhost.Table, cfg 
 	p.door = session.New(session.Options{Config: cfg, RTMP: def.RTMP.ServerConfig, Vhosts: table, Role: role, Log: log, Set: p.set})
 	ctx, cancel := context.WithCancel(context.Background())
 	g, ctx := errgroup.WithContext(ctx)
-	session.Door{
-		Sessions: p.door, RTMP: ports[0], HTTP: ports[1], HTTPConfig: def.HTTP.Config, Limits: def.Limits, Log: log, Set: p.set,
+	err := session.Door{
+		Sessions: p.door, RTMP: ports[0], HTTP: ports[1], HTTPConfig: def.HTTP, Limits: def.Limits, Log: log, Set: p.set,
 	}.Open(ctx, g)
+	if err != nil {
+		t.Fatal(err)
+	}
 	var once sync.Once
 	p.stop = func() {
 		once.Do(func() {

@@ -53,10 +53,7 @@ func Run(ctx context.Context, cfg Config, o NodeOptions) error {
 		Config: cfg.Supervision, Log: o.Log, Metrics: set,
 		Specs: []worker.Spec{{
 			Name: spec, Count: count, Args: o.WorkerArgs, Env: o.WorkerEnv, Config: o.File,
-			Listen: []worker.Address{
-				{Name: listenRTMP, Key: "rtmp.listen", Address: cfg.RTMP.Listen},
-				{Name: listenHTTP, Key: "http.listen", Address: cfg.HTTP.Listen},
-			},
+			Listen: listens(cfg),
 		}},
 	})
 	if err != nil {
@@ -64,7 +61,13 @@ func Run(ctx context.Context, cfg Config, o NodeOptions) error {
 	}
 	defer s.Close()
 	rtmp, http := s.Addr(spec, listenRTMP), s.Addr(spec, listenHTTP)
-	o.Log.Info("edge listens", "rtmp", rtmp.String(), "http", http.String(), "workers", count)
+	addresses := map[string]string{}
+	said := []any{"workers", count}
+	for _, a := range listens(cfg) {
+		addresses[a.Name] = s.Addr(spec, a.Name).String()
+		said = append(said, a.Name, addresses[a.Name])
+	}
+	o.Log.Info("edge listens", said...)
 
 	directory, err := openDirectory(cfg, rtmp, http, o.Log, set)
 	if err != nil {
@@ -118,11 +121,12 @@ func Run(ctx context.Context, cfg Config, o NodeOptions) error {
 	g.Go(func() error { return drained.Run(ctx) })
 	g.Go(func() error { return drained.EndAfter(ctx, o.Terminate, finish) })
 	if adminListener != nil {
+		addresses["admin"] = adminListener.Addr().String()
 		server := admin.New(admin.Options{
 			Config: cfg.Admin,
 			Node: admin.NodeInfo{
 				ID: cfg.Node.Name("edge"), Role: "edge", Version: o.Version, Started: time.Now(),
-				Addresses: map[string]string{"rtmp": rtmp.String(), "http": http.String(), "admin": adminListener.Addr().String()},
+				Addresses: addresses,
 				Labels:    cfg.Node.AllLabels(),
 			},
 			Load:    meter.Load,
@@ -156,6 +160,21 @@ func Run(ctx context.Context, cfg Config, o NodeOptions) error {
 		})
 	}
 	return g.Wait()
+}
+
+// listens are the addresses on which each worker listens.
+func listens(cfg Config) []worker.Address {
+	all := []worker.Address{
+		{Name: listenRTMP, Key: "rtmp.listen", Address: cfg.RTMP.Listen},
+		{Name: listenHTTP, Key: "http.listen", Address: cfg.HTTP.Listen},
+	}
+	if cfg.RTMP.TLS.Enabled() {
+		all = append(all, worker.Address{Name: listenRTMPS, Key: "rtmp.tls.listen", Address: cfg.RTMP.TLS.Listen})
+	}
+	if cfg.HTTP.TLS.Enabled() {
+		all = append(all, worker.Address{Name: listenHTTPS, Key: "http.tls.listen", Address: cfg.HTTP.TLS.Listen})
+	}
+	return all
 }
 
 func workerInfos(states []worker.State) []admin.WorkerInfo {

@@ -97,7 +97,7 @@ func (s rtmpSource) ReadTag() (media.Tag, error) {
 // rtmpError translates what an RTMP server said.
 func rtmpError(err error) error {
 	var r *rtmp.RedirectError
-	if errors.As(err, &r) {
+	if errors.As(err, &r) && !r.TLS { // upstream is spoken to without TLS
 		return &errRedirect{to: vhost.Upstream{Scheme: "rtmp", Addr: r.Addr}}
 	}
 	var s *rtmp.StatusError

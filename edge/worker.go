@@ -24,8 +24,10 @@ import (
 
 // Names of the listeners that the supervisor hands to its workers.
 const (
-	listenRTMP = "rtmp"
-	listenHTTP = "http"
+	listenRTMP  = "rtmp"
+	listenHTTP  = "http"
+	listenRTMPS = "rtmps"
+	listenHTTPS = "https"
 )
 
 // RunWorker serves as one worker process of an edge node until the supervisor
@@ -82,14 +84,21 @@ func RunWorker(c *worker.Child, log *slog.Logger) error {
 		Load:     process.Report,
 	}
 
-	g, ctx := errgroup.WithContext(c.Context())
+	running, cancel := context.WithCancel(c.Context())
+	defer cancel()
+	g, ctx := errgroup.WithContext(running)
 	g.Go(func() error { return process.Run(ctx) })
 	g.Go(func() error { return draining.Run(ctx) })
 	g.Go(func() error { return serveSiblings(ctx, siblings, e, door, source) })
-	session.Door{
+	err = session.Door{
 		Sessions: door, RTMP: c.Listeners[listenRTMP], HTTP: c.Listeners[listenHTTP],
-		HTTPConfig: cfg.HTTP.Config, Limits: cfg.Limits, Log: log, Set: set,
+		RTMPS: c.Listeners[listenRTMPS], HTTPS: c.Listeners[listenHTTPS],
+		RTMPConfig: cfg.RTMP, HTTPConfig: cfg.HTTP, Limits: cfg.Limits, Log: log, Set: set,
 	}.Open(ctx, g)
+	if err != nil {
+		cancel()
+		return errors.Join(err, g.Wait())
+	}
 	c.Ready()
 	return g.Wait()
 }

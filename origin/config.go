@@ -88,7 +88,7 @@ func (c *Config) Validate() error {
 	add("rtmp", c.RTMP.Validate())
 	add("http", c.HTTP.Validate())
 	add("admin", c.Admin.Validate())
-	errs = append(errs, c.Admin.CheckApart(c.RTMP.Listen, c.HTTP.Listen))
+	errs = append(errs, c.Admin.CheckApart(session.Places(c.RTMP, c.HTTP)...))
 	add("advertise", c.Advertise.Validate())
 	add("discovery", c.Discovery.Validate())
 	add("play", c.Play.Validate())

@@ -101,9 +101,12 @@ func startWith(t *testing.T, name string, cfg Config, dir discovery.Directory, b
 	ctx, cancel := context.WithCancel(context.Background())
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.holder.Run(ctx) })
-	session.Door{
-		Sessions: s.door, RTMP: rl, HTTP: hl, HTTPConfig: cfg.HTTP.Config, Limits: cfg.Limits, Log: log, Set: s.set,
+	err := session.Door{
+		Sessions: s.door, RTMP: rl, HTTP: hl, HTTPConfig: cfg.HTTP, Limits: cfg.Limits, Log: log, Set: s.set,
 	}.Open(ctx, g)
+	if err != nil {
+		t.Fatal(err)
+	}
 	stopped := false
 	s.stop = func() {
 		if stopped {

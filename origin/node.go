@@ -2,8 +2,12 @@ package origin
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"net"
+	"slices"
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
@@ -43,6 +47,22 @@ func Run(ctx context.Context, cfg Config, opt NodeOptions) error {
 		return err
 	}
 	defer http.Close()
+	addresses := map[string]string{"rtmp": rtmp.Addr().String(), "http": http.Addr().String()}
+	var rtmps, https net.Listener
+	if cfg.RTMP.TLS.Enabled() {
+		if rtmps, err = node.Listen(ctx, "rtmp.tls.listen", cfg.RTMP.TLS.Listen); err != nil {
+			return err
+		}
+		defer rtmps.Close()
+		addresses["rtmps"] = rtmps.Addr().String()
+	}
+	if cfg.HTTP.TLS.Enabled() {
+		if https, err = node.Listen(ctx, "http.tls.listen", cfg.HTTP.TLS.Listen); err != nil {
+			return err
+		}
+		defer https.Close()
+		addresses["https"] = https.Addr().String()
+	}
 	addr := cfg.Advertise.Or(rtmp.Addr(), http.Addr())
 	self := discovery.Self{
 		Node: cfg.Node.Name("origin"), Instance: discovery.NewInstance(),
@@ -109,11 +129,12 @@ func Run(ctx context.Context, cfg Config, opt NodeOptions) error {
 		if err != nil {
 			return err
 		}
+		addresses["admin"] = l.Addr().String()
 		server := admin.New(admin.Options{
 			Config: cfg.Admin,
 			Node: admin.NodeInfo{
 				ID: self.Node, Role: "origin", Version: opt.Version, Started: time.Now(),
-				Addresses: map[string]string{"rtmp": rtmp.Addr().String(), "http": http.Addr().String(), "admin": l.Addr().String()},
+				Addresses: addresses,
 				Labels:    cfg.Node.AllLabels(),
 			},
 			Load: meter.Load,
@@ -134,13 +155,21 @@ func Run(ctx context.Context, cfg Config, opt NodeOptions) error {
 	g.Go(func() error { return drained.Run(ctx) })
 	g.Go(func() error { return drained.EndAfter(ctx, opt.Terminate, finish) })
 	g.Go(func() error { return holder.Run(ctx) })
-	session.Door{
-		Sessions: door, RTMP: rtmp, HTTP: http, HTTPConfig: cfg.HTTP.Config, Limits: cfg.Limits, Log: log, Set: set,
+	err = session.Door{
+		Sessions: door, RTMP: rtmp, HTTP: http, RTMPS: rtmps, HTTPS: https,
+		RTMPConfig: cfg.RTMP, HTTPConfig: cfg.HTTP, Limits: cfg.Limits, Log: log, Set: set,
 		Other:     func(r *fasthttp.RequestCtx) bool { return answerClusters(ctx, r, holder.Own) },
 		OtherPost: []string{discovery.ClustersPath}, // as SRS asks
 	}.Open(ctx, g)
-	log.Info("origin listens", "rtmp", rtmp.Addr().String(), "http", http.Addr().String(),
-		"advertised_rtmp", addr.RTMP, "advertised_http", addr.HTTP)
+	if err != nil {
+		finish()
+		return errors.Join(err, g.Wait())
+	}
+	said := []any{"advertised_rtmp", addr.RTMP, "advertised_http", addr.HTTP}
+	for _, name := range slices.Sorted(maps.Keys(addresses)) {
+		said = append(said, name, addresses[name])
+	}
+	log.Info("origin listens", said...)
 	if opt.Ready != nil {
 		opt.Ready()
 	}

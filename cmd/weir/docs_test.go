@@ -20,6 +20,7 @@ import (
 
 	"weir/configs"
 	"weir/internal/fanout"
+	"weir/internal/secure/securetest"
 	"weir/internal/session"
 )
 
@@ -243,6 +244,9 @@ func tryCommand(words []string) error {
 // Every block of YAML is a whole configuration, or a part of one: its keys are
 // those of some role.
 func TestYAMLInDocuments(t *testing.T) {
+	// Certificates are read: those of the documents are made for the test.
+	files := securetest.New(t)
+	made := strings.NewReplacer("/etc/weir/fullchain.pem", files.Cert, "/etc/weir/key.pem", files.Key)
 	for _, d := range documents(t) {
 		for _, b := range d.blocks {
 			if b.language != "yaml" {
@@ -259,7 +263,7 @@ func TestYAMLInDocuments(t *testing.T) {
 			}
 			var wrong []error
 			for _, role := range roles {
-				text := b.text
+				text := made.Replace(b.text)
 				if keys["role"] == nil {
 					text = "role: " + role + "\n" + text
 				}

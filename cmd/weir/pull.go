@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -24,19 +25,23 @@ func pullCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "pull",
 		Usage:     "play a stream over RTMP or HTTP-FLV and show how it comes in",
-		ArgsUsage: "rtmp://HOST/APP/NAME | http://HOST:PORT/APP/NAME.flv",
-		Flags: []cli.Flag{
+		ArgsUsage: "rtmp[s]://HOST/APP/NAME | http[s]://HOST:PORT/APP/NAME.flv",
+		Flags: append([]cli.Flag{
 			&cli.DurationFlag{Name: "duration", Usage: "stop after `TIME`; 0 plays to the end of the stream"},
 			&cli.StringFlag{Name: "out", Usage: "write the stream to `FILE.flv`"},
-		},
+		}, tlsFlags()...),
 		Action: func(c *cli.Context) error {
 			args, err := arguments(c, 1)
 			if err != nil {
 				return usage("weir pull URL [--duration TIME] [--out FILE.flv]: %w", err)
 			}
+			secure, err := tlsOf(c)
+			if err != nil {
+				return err
+			}
 			ctx, cancel := within(c.Context, c.Duration("duration"))
 			defer cancel()
-			p := puller{out: c.App.Writer}
+			p := puller{out: c.App.Writer, tls: secure}
 			if name := c.String("out"); name != "" {
 				f, err := os.Create(name)
 				if err != nil {
@@ -64,6 +69,7 @@ type tagSource interface {
 type puller struct {
 	out  io.Writer
 	file *flv.Writer // may be nil
+	tls  *tls.Config // for rtmps and https
 }
 
 // run plays until the stream or the context ends, either of which is a success
@@ -151,8 +157,10 @@ func (p *puller) follow(ctx context.Context, target string, r *rtmp.RedirectErro
 	if err != nil {
 		return fail(exitUsage, err)
 	}
-	u = r.Target(u)
-	next := "rtmp://" + u.Addr + "/" + u.App + "/" + u.Name
+	if u, err = r.Target(u); err != nil {
+		return fail(exitRefused, fmt.Errorf("%s: %w", target, err))
+	}
+	next := u.At()
 	fmt.Fprintf(p.out, "redirected to %s\n", next)
 	return p.run(context.WithValue(ctx, hops{}, n+1), next)
 }
@@ -162,14 +170,14 @@ func (p *puller) open(ctx context.Context, target string) (tagSource, error) {
 	switch {
 	case err != nil:
 		return nil, fail(exitUsage, err)
-	case u.Scheme == "rtmp":
+	case u.Scheme == "rtmp", u.Scheme == "rtmps":
 		return p.openRTMP(ctx, target)
-	case u.Scheme == "http" && strings.HasSuffix(u.Path, ".flv"):
+	case u.Scheme != "http" && u.Scheme != "https":
+		return nil, usage("%s: weir pull plays rtmp://HOST/APP/NAME and http://HOST:PORT/APP/NAME.flv, or rtmps:// and https://", target)
+	case strings.HasSuffix(u.Path, ".flv"):
 		return p.openFLV(ctx, target)
-	case u.Scheme == "http":
-		return nil, usage("%s: weir pull plays RTMP and HTTP-FLV (.flv)", target)
 	}
-	return nil, usage("%s: weir pull plays rtmp://HOST/APP/NAME and http://HOST:PORT/APP/NAME.flv", target)
+	return nil, usage("%s: weir pull plays RTMP and HTTP-FLV (.flv)", target)
 }
 
 func (p *puller) openRTMP(ctx context.Context, target string) (tagSource, error) {
@@ -181,6 +189,7 @@ func (p *puller) openRTMP(ctx context.Context, target string) (tagSource, error)
 		cfg := rtmp.DefaultClientConfig()
 		cfg.ConnectTimeout = 15 * time.Second // an edge may wait for the publisher before it answers
 		cfg.ReadTimeout = time.Minute         // a stream may wait for its publisher's return
+		cfg.TLS = p.tls
 		c, err := rtmp.Dial(ctx, u, cfg)
 		if err == nil {
 			if _, err = c.Play(ctx, u.Name); err == nil {
@@ -190,7 +199,9 @@ func (p *puller) openRTMP(ctx context.Context, target string) (tagSource, error)
 		}
 		var redirect *rtmp.RedirectError
 		if errors.As(err, &redirect) && n < maxRedirects {
-			u = redirect.Target(u)
+			if u, err = redirect.Target(u); err != nil {
+				return nil, fail(exitRefused, fmt.Errorf("%s: %w", target, err))
+			}
 			fmt.Fprintf(p.out, "redirected to %s\n", redirect.URL)
 			continue
 		}
@@ -220,9 +231,14 @@ func (b flvBody) EOF() string {
 }
 
 func (p *puller) openFLV(ctx context.Context, target string) (tagSource, error) {
-	client := &http.Client{CheckRedirect: func(req *http.Request, via []*http.Request) error {
-		if len(via) > maxRedirects {
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.TLSClientConfig, transport.ForceAttemptHTTP2 = p.tls, false
+	client := &http.Client{Transport: transport, CheckRedirect: func(req *http.Request, via []*http.Request) error {
+		switch {
+		case len(via) > maxRedirects:
 			return fmt.Errorf("more than %d redirects", maxRedirects)
+		case via[0].URL.Scheme == "https" && req.URL.Scheme != "https":
+			return fmt.Errorf("the server redirects to %s, which is out of TLS: not followed", req.URL)
 		}
 		fmt.Fprintf(p.out, "redirected to %s\n", req.URL)
 		return nil
@@ -237,6 +253,11 @@ func (p *puller) openFLV(ctx context.Context, target string) (tagSource, error) 
 		var op *net.OpError
 		if errors.As(err, &op) {
 			return nil, fail(exitConnect, fmt.Errorf("%s: cannot connect: %w", target, op.Err))
+		}
+		var untrusted *tls.CertificateVerificationError
+		var plain tls.RecordHeaderError
+		if errors.As(err, &untrusted) || errors.As(err, &plain) {
+			return nil, fail(exitConnect, err)
 		}
 		return nil, fail(exitRefused, err)
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -25,11 +26,11 @@ func pushCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "push",
 		Usage:     "publish an FLV file over RTMP in real time",
-		ArgsUsage: "FILE.flv rtmp://HOST[:PORT]/APP/NAME[?QUERY]",
-		Flags: []cli.Flag{
+		ArgsUsage: "FILE.flv rtmp[s]://HOST[:PORT]/APP/NAME[?QUERY]",
+		Flags: append([]cli.Flag{
 			&cli.BoolFlag{Name: "loop", Usage: "begin again at the end of the file, on a continuous timeline"},
 			&cli.DurationFlag{Name: "duration", Usage: "stop after `TIME`; 0 plays the file to its end"},
-		},
+		}, tlsFlags()...),
 		Action: func(c *cli.Context) error {
 			args, err := arguments(c, 2)
 			if err != nil {
@@ -38,6 +39,10 @@ func pushCommand() *cli.Command {
 			u, err := rtmp.ParseURL(args[1])
 			if err != nil {
 				return fail(exitUsage, err)
+			}
+			secure, err := tlsOf(c)
+			if err != nil {
+				return err
 			}
 			file, err := os.ReadFile(args[0])
 			if err != nil {
@@ -52,6 +57,7 @@ func pushCommand() *cli.Command {
 			p := pusher{
 				open: func() io.Reader { return bytes.NewReader(file) },
 				loop: c.Bool("loop"),
+				tls:  secure,
 				told: func(s pushState) { out.line("%s", s) },
 				redirected: func(to string) {
 					fmt.Fprintf(c.App.Writer, "redirected to %s\n", to)
@@ -176,6 +182,7 @@ func over(ctx context.Context) bool {
 type pusher struct {
 	open       func() io.Reader // the file from its beginning
 	loop       bool
+	tls        *tls.Config     // for rtmps; nil trusts the CAs of the system
 	told       func(pushState) // about once a second; may be nil
 	redirected func(to string) // may be nil
 }
@@ -232,7 +239,9 @@ func (p *pusher) run(ctx context.Context, u rtmp.URL) (pushState, error) {
 // connect asks to publish and follows redirects.
 func (p *pusher) connect(ctx context.Context, u rtmp.URL) (*rtmp.Client, error) {
 	for hops := 0; ; hops++ {
-		c, err := rtmp.Dial(ctx, u, rtmp.DefaultClientConfig())
+		cfg := rtmp.DefaultClientConfig()
+		cfg.TLS = p.tls
+		c, err := rtmp.Dial(ctx, u, cfg)
 		if err == nil {
 			if err = c.Publish(ctx, u.Name); err == nil {
 				return c, nil
@@ -241,10 +250,14 @@ func (p *pusher) connect(ctx context.Context, u rtmp.URL) (*rtmp.Client, error) 
 		}
 		var redirect *rtmp.RedirectError
 		if errors.As(err, &redirect) && hops < maxRedirects {
+			next, err := redirect.Target(u)
+			if err != nil {
+				return nil, fail(exitRefused, fmt.Errorf("%s: %w", u.Public(), err))
+			}
 			if p.redirected != nil {
 				p.redirected(redirect.URL)
 			}
-			u = redirect.Target(u)
+			u = next
 			continue
 		}
 		return nil, connectFailure(u.Public(), err)

@@ -47,19 +47,23 @@ func (c Config) Validate() error {
 	return errors.Join(wrong...)
 }
 
-// CheckApart returns an error if two of the addresses that a node with RTMP and HTTP
-// doors listens on are the same, or one takes in the other, as 0.0.0.0 does. It begins
-// with the second one's key in the node's configuration. Addresses that cannot be
-// listened on are passed over; a port of 0 is never the same as another.
-func (c Config) CheckApart(rtmp, http string) error {
-	addresses := []struct{ key, value string }{
-		{"rtmp.listen", rtmp}, {"http.listen", http}, {"admin.listen", c.Listen},
-	}
+// Place is an address that a node listens on beside that of its admin interface.
+type Place struct {
+	Key    string // in the node's configuration
+	Listen string // empty for none
+}
+
+// CheckApart returns an error if two of the addresses that a node listens on are the
+// same, or one takes in the other, as 0.0.0.0 does. It begins with the second one's
+// key in the node's configuration. Addresses that cannot be listened on are passed
+// over; a port of 0 is never the same as another.
+func (c Config) CheckApart(places ...Place) error {
+	places = append(places[:len(places):len(places)], Place{"admin.listen", c.Listen})
 	var wrong []error
-	for i, b := range addresses {
-		for _, a := range addresses[:i] {
-			if overlap(a.value, b.value) {
-				wrong = append(wrong, fmt.Errorf("%s: %s is taken by %s (%s)", b.key, b.value, a.key, a.value))
+	for i, b := range places {
+		for _, a := range places[:i] {
+			if overlap(a.Listen, b.Listen) {
+				wrong = append(wrong, fmt.Errorf("%s: %s is taken by %s (%s)", b.Key, b.Listen, a.Key, a.Listen))
 				break
 			}
 		}

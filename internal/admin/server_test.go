@@ -505,7 +505,7 @@ func TestConfigApart(t *testing.T) {
 	f := func(rtmp, http, admin string, want ...string) {
 		t.Helper()
 		got := ""
-		if err := (Config{Listen: admin}).CheckApart(rtmp, http); err != nil {
+		if err := (Config{Listen: admin}).CheckApart(Place{"rtmp.listen", rtmp}, Place{"http.listen", http}); err != nil {
 			got = err.Error()
 		}
 		if got != strings.Join(want, "\n") {

@@ -54,7 +54,9 @@ func (p *publisher) connect(ctx context.Context) (*rtmp.Client, error) {
 		if !errors.As(err, &redirect) || hops == maxRedirects {
 			return nil, fmt.Errorf("publish %s: %w", u, err)
 		}
-		u = redirect.Target(u)
+		if u, err = redirect.Target(u); err != nil {
+			return nil, fmt.Errorf("publish %s: %w", p.url, err)
+		}
 	}
 }
 

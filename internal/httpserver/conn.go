@@ -1,13 +1,14 @@
 package httpserver
 
 import (
-	"crypto/tls"
 	"errors"
 	"io"
 	"net"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"weir/internal/secure"
 )
 
 // writePiece is how much of a response is under one write deadline.
@@ -180,8 +181,9 @@ func (c *tcpConn) Release() error {
 // lingerClose ends the sending side of c and reads what its peer still sends, for
 // a short time. Closing a socket with unread input resets the connection, and
 // the peer would lose the answer that was just written.
-func lingerClose(c *net.TCPConn) {
-	if c.CloseWrite() != nil || c.SetReadDeadline(time.Now().Add(500*time.Millisecond)) != nil {
+func lingerClose(c net.Conn) {
+	half, ok := c.(interface{ CloseWrite() error })
+	if !ok || half.CloseWrite() != nil || c.SetReadDeadline(time.Now().Add(500*time.Millisecond)) != nil {
 		return
 	}
 	io.CopyN(io.Discard, c, 256<<10)
@@ -189,7 +191,7 @@ func lingerClose(c *net.TCPConn) {
 
 // tlsConn is a connection under TLS, which fasthttp recognises by its methods.
 type tlsConn struct {
-	*tls.Conn
+	*secure.Conn
 	record
 }
 
@@ -202,8 +204,12 @@ func (c *tlsConn) Read(p []byte) (int, error) {
 	return c.Conn.Read(p)
 }
 
-// Close closes the connection and gives its place back, once.
+// Close closes the connection and gives its place back, once. Behind a refused
+// request it first lets the peer read the refusal.
 func (c *tlsConn) Close() error {
+	if c.linger.CompareAndSwap(true, false) && c.CloseWrite() == nil {
+		lingerClose(c.NetConn())
+	}
 	if !c.leave(fateOpen) {
 		return net.ErrClosed
 	}
@@ -213,7 +219,7 @@ func (c *tlsConn) Close() error {
 // abort does not wait for the peer to take TLS's farewell.
 func (c *tlsConn) abort() {
 	if c.leave(fateOpen) {
-		c.NetConn().Close()
+		_ = c.Abort()
 	}
 }
 
@@ -260,7 +266,7 @@ func (r *run) join(conn net.Conn, release func()) member {
 	switch c := conn.(type) {
 	case *net.TCPConn:
 		m = &tcpConn{TCPConn: c}
-	case *tls.Conn:
+	case *secure.Conn:
 		m = &tlsConn{Conn: c}
 	default:
 		m = &otherConn{Conn: c}

@@ -23,6 +23,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"weir/internal/limit"
+	"weir/internal/secure"
 )
 
 // Server answers players. Its methods are safe for concurrent use.
@@ -165,6 +166,15 @@ func (s *Server) serveConn(r *run, conn net.Conn, release func()) {
 		c.abort()
 		return
 	}
+	if under, ok := conn.(*secure.Conn); ok {
+		if err := under.Handshake(); err != nil {
+			if errors.Is(err, secure.ErrPlain) {
+				s.answer(under.Plain(), fasthttp.StatusBadRequest, "this port speaks TLS: use https:// or wss://", "")
+			}
+			c.abort()
+			return
+		}
+	}
 	if err := s.http.ServeConn(c); err != nil {
 		s.log.Debug("HTTP connection ended", "remote", conn.RemoteAddr(), "error", err)
 	}
@@ -291,32 +301,38 @@ func (s *Server) refuse(r *run, conn net.Conn, why error) {
 		status, reason = fasthttp.StatusTooManyRequests, refusedPerAddress
 	}
 	s.refusedBy[reason].Inc()
-	tcp, plain := conn.(*net.TCPConn)
-	if !plain {
-		conn.Close()
-		return
-	}
 	select {
 	case s.refusing <- struct{}{}:
 	default:
 		conn.Close()
 		return
 	}
-	s.countRequest(status)
 	r.refusals.Go(func() {
 		defer func() { <-s.refusing }()
-		defer tcp.Close()
-		body := why.Error() + "\n"
-		answer := fmt.Sprintf("HTTP/1.1 %d %s\r\nServer: weir\r\nContent-Type: text/plain; charset=utf-8\r\n"+
-			"Content-Length: %d\r\nCache-Control: no-store\r\nRetry-After: 5\r\nConnection: close\r\n\r\n%s",
-			status, fasthttp.StatusMessage(status), len(body), body)
-		if tcp.SetWriteDeadline(time.Now().Add(500*time.Millisecond)) != nil {
+		defer conn.Close()
+		if under, ok := conn.(*secure.Conn); ok {
+			under.Refuse() // the handshake that an answer needs is what is not paid for
+			lingerClose(under.Plain())
 			return
 		}
-		if _, err := io.WriteString(tcp, answer); err == nil {
-			lingerClose(tcp)
-		}
+		s.answer(conn, status, why.Error(), "Retry-After: 5\r\n")
 	})
+}
+
+// answer writes a whole response outside of fasthttp, with headers of which each
+// ends with CRLF. The caller closes.
+func (s *Server) answer(conn net.Conn, status int, message, headers string) {
+	s.countRequest(status)
+	body := message + "\n"
+	text := fmt.Sprintf("HTTP/1.1 %d %s\r\nServer: weir\r\nContent-Type: text/plain; charset=utf-8\r\n"+
+		"Content-Length: %d\r\nCache-Control: no-store\r\n%sConnection: close\r\n\r\n%s",
+		status, fasthttp.StatusMessage(status), len(body), headers, body)
+	if conn.SetWriteDeadline(time.Now().Add(500*time.Millisecond)) != nil {
+		return
+	}
+	if _, err := io.WriteString(conn, text); err == nil {
+		lingerClose(conn)
+	}
 }
 
 func (s *Server) countRequest(status int) {

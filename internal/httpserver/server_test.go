@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"strings"
@@ -25,6 +24,8 @@ import (
 	"go.uber.org/goleak"
 
 	"weir/internal/limit"
+	"weir/internal/secure"
+	"weir/internal/secure/securetest"
 )
 
 func TestMain(m *testing.M) {
@@ -68,7 +69,7 @@ type setup struct {
 	cfg     func(*Config)
 	limits  limit.Config
 	handler func(s *Server, ctx *fasthttp.RequestCtx)
-	tls     *tls.Config
+	tls     *secure.Server
 }
 
 func start(t *testing.T, with setup) *node {
@@ -90,7 +91,7 @@ func start(t *testing.T, with setup) *node {
 	n.srv = New(cfg, n.gate, func(ctx *fasthttp.RequestCtx) { handler(n.srv, ctx) },
 		slog.New(slog.NewTextHandler(n.logs, nil)), n.set)
 	if with.tls != nil {
-		l = tls.NewListener(l, with.tls)
+		l = with.tls.Listener(l)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
@@ -493,13 +494,9 @@ func TestBrokenListenerEndsServe(t *testing.T) {
 }
 
 func TestTLS(t *testing.T) {
-	// httptest has a certificate for 127.0.0.1.
-	web := httptest.NewUnstartedServer(nil)
-	web.StartTLS()
-	cert, client := web.TLS.Certificates[0], web.Client()
-	web.Close()
+	files := securetest.New(t)
 	n := start(t, setup{
-		tls: &tls.Config{Certificates: []tls.Certificate{cert}},
+		tls: underTLS(t, files),
 		handler: func(s *Server, ctx *fasthttp.RequestCtx) {
 			if !ctx.IsTLS() {
 				t.Error("the request does not know that it came over TLS")
@@ -513,7 +510,7 @@ func TestTLS(t *testing.T) {
 			})
 		},
 	})
-	defer client.CloseIdleConnections()
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: files.Client(), DisableKeepAlives: true}}
 	resp, err := client.Get("https://" + n.addr + "/")
 	if err != nil {
 		t.Fatal(err)
@@ -522,6 +519,63 @@ func TestTLS(t *testing.T) {
 	if body, err := io.ReadAll(resp.Body); err != nil || string(body) != "stream" {
 		t.Errorf("%q, %v", body, err)
 	}
+}
+
+// underTLS returns what makes connections into those under TLS.
+func underTLS(t *testing.T, files *securetest.Files) *secure.Server {
+	t.Helper()
+	cfg := secure.DefaultConfig()
+	cfg.CertFile, cfg.KeyFile = files.Cert, files.Key
+	s, err := secure.New(cfg, "http", slog.New(slog.DiscardHandler), metrics.NewSet())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestPlainRequestAtTLS(t *testing.T) {
+	n := start(t, setup{tls: underTLS(t, securetest.New(t))})
+	contains(t, curl(t, "-i", "http://"+n.addr+"/live/a.flv"), "HTTP/1.1 400", "this port speaks TLS: use https://")
+}
+
+// The limit on connections comes before the handshake, which is what costs.
+func TestLimitBeforeHandshake(t *testing.T) {
+	files := securetest.New(t)
+	n := start(t, setup{tls: underTLS(t, files), limits: limit.Config{MaxConnections: 1}})
+	first, err := tls.Dial("tcp", n.addr, files.Client())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	second := n.dial()
+	b := make([]byte, 16)
+	if got, err := second.Read(b); err != nil || string(b[:got]) != "\x15\x03\x01\x00\x02\x02\x50" {
+		t.Errorf("refused with %x, %v; want the alert internal_error, unasked", b[:got], err)
+	}
+}
+
+// A request that is refused is answered over TLS as well.
+func TestRefusalOverTLS(t *testing.T) {
+	files := securetest.New(t)
+	n := start(t, setup{tls: underTLS(t, files)})
+	got := curl(t, "-i", "--cacert", files.CA, "-H", "X: "+strings.Repeat("x", 20<<10), "https://localhost:"+port(n.addr)+"/live.flv")
+	contains(t, got, "HTTP/1.1 431")
+}
+
+// Shutdown does not wait for a handshake that stalls.
+func TestShutdownDuringHandshake(t *testing.T) {
+	n := start(t, setup{tls: underTLS(t, securetest.New(t))})
+	c := n.dial()
+	n.eventually("the connection is there", func() bool { return n.srv.open.Load() == 1 })
+	n.stop()
+	if _, err := c.Read(make([]byte, 1)); err == nil {
+		t.Error("the connection is open")
+	}
+}
+
+func port(addr string) string {
+	_, port, _ := net.SplitHostPort(addr)
+	return port
 }
 
 func curl(t *testing.T, args ...string) string {

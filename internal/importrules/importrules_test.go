@@ -56,17 +56,19 @@ var allowed = map[string]string{
 	"internal/rtmp/chunk": "internal/media",
 
 	// Serving: connections, tenants, processes.
-	"internal/session": "hls internal/admin internal/fanout internal/httpserver internal/limit internal/load internal/media internal/node internal/rtmp" +
-		" internal/rtmp/chunk internal/stream internal/units internal/vhost",
-	"internal/httpserver": "internal/limit internal/units",
-	"internal/limit":      "",
-	"internal/vhost":      "configs hls", // a tenant is configured as a whole
-	"internal/worker":     "",
-	"internal/admin":      "configs internal/drain internal/load internal/node",
-	"internal/drain":      "", // paces what it knows only by interfaces
-	"internal/load":       "internal/units",
-	"internal/node":       "",
-	"internal/units":      "",
+	"internal/session": "configs hls internal/admin internal/fanout internal/httpserver internal/limit internal/load internal/media internal/node internal/rtmp" +
+		" internal/rtmp/chunk internal/secure internal/stream internal/units internal/vhost",
+	"internal/httpserver":        "internal/limit internal/secure internal/units",
+	"internal/secure":            "internal/node", // which checks addresses
+	"internal/secure/securetest": "",
+	"internal/limit":             "",
+	"internal/vhost":             "configs hls", // a tenant is configured as a whole
+	"internal/worker":            "",
+	"internal/admin":             "configs internal/drain internal/load internal/node",
+	"internal/drain":             "", // paces what it knows only by interfaces
+	"internal/load":              "internal/units",
+	"internal/node":              "",
+	"internal/units":             "",
 
 	// The load tool meets servers only over the network.
 	"internal/bench": "internal/clip internal/flv internal/media internal/rtmp internal/rtmp/amf",

@@ -2,6 +2,7 @@ package rtmp
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -66,6 +67,14 @@ func Dial(ctx context.Context, u URL, cfg ClientConfig) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dial RTMP server: %w", err)
 	}
+	if u.TLS {
+		secure, err := shakeTLS(ctx, nc, u.Addr, cfg.TLS)
+		if err != nil {
+			nc.Close()
+			return nil, fmt.Errorf("TLS handshake with RTMP server %s: %w", u.Addr, err)
+		}
+		nc = secure
+	}
 	c := &Client{cfg: cfg, url: u}
 	c.start(nc, cfg.limits(), cfg.amfLimits(), cfg.WriteTimeout)
 	if err := c.within(ctx, c.open); err != nil {
@@ -73,6 +82,19 @@ func Dial(ctx context.Context, u URL, cfg ClientConfig) (*Client, error) {
 		return nil, fmt.Errorf("connect to RTMP server %s: %w", u.Addr, err)
 	}
 	return c, nil
+}
+
+// shakeTLS puts TLS on a connection.
+func shakeTLS(ctx context.Context, nc net.Conn, addr string, cfg *tls.Config) (net.Conn, error) {
+	if cfg == nil {
+		cfg = &tls.Config{MinVersion: tls.VersionTLS12}
+	}
+	if cfg.ServerName == "" {
+		cfg = cfg.Clone()
+		cfg.ServerName, _, _ = net.SplitHostPort(addr)
+	}
+	c := tls.Client(nc, cfg)
+	return c, c.HandshakeContext(ctx)
 }
 
 // within runs f, which reads and writes, until ctx or the connect timeout ends

@@ -22,13 +22,15 @@ func TestParseURL(t *testing.T) {
 			t.Errorf("%s: %+v, %v; want %+v", in, got, err, want)
 		}
 	}
-	f("rtmp://h/live/name", URL{"h:1935", "rtmp://h/live", "live", "name"})
-	f("RTMP://h:19351/live/name", URL{"h:19351", "rtmp://h:19351/live", "live", "name"})
-	f("rtmp://h/live/inst/name?key=a/b&vhost=v", URL{"h:1935", "rtmp://h/live/inst", "live/inst", "name?key=a/b&vhost=v"})
-	f("rtmp://[::1]/live/name", URL{"[::1]:1935", "rtmp://[::1]/live", "live", "name"})
-	f("rtmp://[::1]:99/live/name", URL{"[::1]:99", "rtmp://[::1]:99/live", "live", "name"})
-	f("rtmp://h/live//name", URL{"h:1935", "rtmp://h/live", "live", "name"})
-	f("rtmp://h/live/name?", URL{"h:1935", "rtmp://h/live", "live", "name?"})
+	f("rtmp://h/live/name", URL{"h:1935", "rtmp://h/live", "live", "name", false})
+	f("RTMP://h:19351/live/name", URL{"h:19351", "rtmp://h:19351/live", "live", "name", false})
+	f("rtmp://h/live/inst/name?key=a/b&vhost=v", URL{"h:1935", "rtmp://h/live/inst", "live/inst", "name?key=a/b&vhost=v", false})
+	f("rtmp://[::1]/live/name", URL{"[::1]:1935", "rtmp://[::1]/live", "live", "name", false})
+	f("rtmp://[::1]:99/live/name", URL{"[::1]:99", "rtmp://[::1]:99/live", "live", "name", false})
+	f("rtmp://h/live//name", URL{"h:1935", "rtmp://h/live", "live", "name", false})
+	f("rtmp://h/live/name?", URL{"h:1935", "rtmp://h/live", "live", "name?", false})
+	f("rtmps://h/live/name", URL{"h:443", "rtmps://h/live", "live", "name", true})
+	f("rtmps://h:19350/live/name", URL{"h:19350", "rtmps://h:19350/live", "live", "name", true})
 
 	bad := func(in, want string) {
 		t.Helper()
@@ -36,8 +38,7 @@ func TestParseURL(t *testing.T) {
 			t.Errorf("%s: %+v, %v; want an error with %q", in, got, err, want)
 		}
 	}
-	bad("rtmps://h/live/name", "not supported yet")
-	bad("http://h/live/name", "not rtmp")
+	bad("http://h/live/name", "neither rtmp nor rtmps")
 	bad("h/live/name", "no scheme")
 	bad("rtmp://h/live", "no stream name")
 	bad("rtmp://h", "no stream name")
@@ -168,8 +169,12 @@ func TestClientRefusals(t *testing.T) {
 			t.Errorf("%s: %v, want a redirect", name, err)
 			return
 		}
-		if got := r.Target(u); got.Addr != r.Addr || got.Name != u.Name || got.App != u.App || got.TcURL != u.TcURL {
+		if got, err := r.Target(u); err != nil || got.Addr != r.Addr || got.Name != u.Name || got.App != u.App || got.TcURL != u.TcURL {
 			t.Errorf("%s: target %+v of %+v", name, got, u)
+		}
+		u.TLS = true
+		if got, err := r.Target(u); err == nil {
+			t.Errorf("%s: led out of TLS to %+v", name, got)
 		}
 	}
 	redirect("Adobe's to connect", connect, adobe)

@@ -7,6 +7,7 @@ package rtmp
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -128,6 +129,9 @@ type ClientConfig struct {
 	Via string `yaml:"-"`
 	// FlashVer is the flashVer property of connect; "" means that of weir.
 	FlashVer string `yaml:"-"`
+	// TLS is what URLs with rtmps are spoken by; nil trusts the CAs of the system.
+	// The name of the server is that of the address, unless it is set.
+	TLS *tls.Config `yaml:"-"`
 	// DialContext makes the connection; nil means that of net.Dialer.
 	DialContext func(ctx context.Context, network, addr string) (net.Conn, error) `yaml:"-"`
 }

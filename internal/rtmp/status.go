@@ -99,16 +99,22 @@ type RedirectError struct {
 	URL string
 	// Addr is the host:port of URL.
 	Addr string
+	// TLS says that the scheme of URL is rtmps.
+	TLS bool
 }
 
 func (e *RedirectError) Error() string { return "server redirects to " + e.URL }
 
 // Target returns u on the host that the server named. Only host and port of a
-// redirect are followed, as SRS edges do: app, name and query stay those that
-// were asked for, and the tcUrl keeps its host, which may carry a vhost.
-func (e *RedirectError) Target(u URL) URL {
-	u.Addr = e.Addr
-	return u
+// redirect are followed, as SRS edges do, and whether it is under TLS: app, name and
+// query stay those that were asked for, and the tcUrl keeps its host, which may carry
+// a vhost. Who asked for TLS is not led out of it: that is an error.
+func (e *RedirectError) Target(u URL) (URL, error) {
+	if u.TLS && !e.TLS {
+		return u, fmt.Errorf("%w, which is out of TLS: not followed", e)
+	}
+	u.Addr, u.TLS = e.Addr, e.TLS
+	return u, nil
 }
 
 // statusError returns the error that an info object stands for, nil if none.
@@ -126,8 +132,8 @@ func refusal(info amf.Value) error {
 		if target == "" {
 			target = ex.Get("redirect").Text()
 		}
-		if addr, err := hostPort(target); err == nil {
-			return &RedirectError{URL: target, Addr: addr}
+		if addr, secure, err := hostPort(target); err == nil {
+			return &RedirectError{URL: target, Addr: addr, TLS: secure}
 		}
 	}
 	e := &StatusError{

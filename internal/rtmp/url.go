@@ -7,8 +7,11 @@ import (
 	"strings"
 )
 
-// DefaultPort is the TCP port of RTMP.
-const DefaultPort = "1935"
+// The TCP ports of RTMP and of RTMP over TLS, where clients look for it.
+const (
+	DefaultPort    = "1935"
+	DefaultTLSPort = "443"
+)
 
 // URL is an RTMP URL in the parts that the conversation needs.
 type URL struct {
@@ -16,6 +19,7 @@ type URL struct {
 	TcURL string // rtmp://host[:port]/app, sent in connect
 	App   string // everything up to the last slash, without slashes around it
 	Name  string // what follows the last slash, query included
+	TLS   bool   // rtmps instead of rtmp
 }
 
 // String returns the whole URL.
@@ -26,7 +30,10 @@ func (u URL) String() string {
 	return u.TcURL + "/" + u.Name
 }
 
-// ParseURL reads rtmp://HOST[:PORT]/APP[/INSTANCE]/NAME[?QUERY]. The path is
+// At returns the URL with the address that is dialled in place of the tcUrl's.
+func (u URL) At() string { return scheme(u.TLS) + "://" + u.Addr + "/" + u.App + "/" + u.Name }
+
+// ParseURL reads rtmp://HOST[:PORT]/APP[/INSTANCE]/NAME[?QUERY], or rtmps. The path is
 // split at its last slash, not counting slashes in the query. User information
 // is refused: RTMP has no standard place for it; put a key into the query.
 func ParseURL(s string) (URL, error) {
@@ -38,11 +45,11 @@ func ParseURL(s string) (URL, error) {
 }
 
 func parseURL(s string) (URL, error) {
-	authority, path, err := splitScheme(s)
+	authority, path, secure, err := splitScheme(s)
 	if err != nil {
 		return URL{}, err
 	}
-	addr, err := addPort(authority)
+	addr, err := addPort(authority, secure)
 	if err != nil {
 		return URL{}, err
 	}
@@ -52,28 +59,38 @@ func parseURL(s string) (URL, error) {
 	if slash < 0 {
 		return URL{}, fmt.Errorf("no stream name: want rtmp://host/app/name")
 	}
-	u := URL{Addr: addr, App: strings.TrimRight(path[:slash], "/"), Name: path[slash+1:]}
-	u.TcURL = "rtmp://" + authority + "/" + u.App
+	u := URL{Addr: addr, App: strings.TrimRight(path[:slash], "/"), Name: path[slash+1:], TLS: secure}
+	u.TcURL = scheme(secure) + "://" + authority + "/" + u.App
 	if hasQuery {
 		u.Name += "?" + query
 	}
 	return u, nil
 }
 
-// splitScheme returns authority and path of an rtmp URL.
-func splitScheme(s string) (authority, path string, err error) {
+func scheme(secure bool) string {
+	if secure {
+		return "rtmps"
+	}
+	return "rtmp"
+}
+
+// splitScheme returns authority and path of an rtmp or rtmps URL.
+func splitScheme(s string) (authority, path string, secure bool, err error) {
+	bad := func(format string, args ...any) (string, string, bool, error) {
+		return "", "", false, fmt.Errorf(format, args...)
+	}
 	scheme, rest, ok := strings.Cut(s, "://")
 	switch {
 	case !ok:
-		return "", "", fmt.Errorf("no scheme: want rtmp://host/app/name")
+		return bad("no scheme: want rtmp://host/app/name")
 	case strings.EqualFold(scheme, "rtmps"):
-		return "", "", fmt.Errorf("rtmps is not supported yet")
+		secure = true
 	case !strings.EqualFold(scheme, "rtmp"):
-		return "", "", fmt.Errorf("scheme %q is not rtmp", scheme)
+		return bad("scheme %q is neither rtmp nor rtmps", scheme)
 	}
 	for i := range len(rest) {
 		if rest[i] <= ' ' || rest[i] == 0x7f {
-			return "", "", fmt.Errorf("blank or control character")
+			return bad("blank or control character")
 		}
 	}
 	end := strings.IndexAny(rest, "/?#")
@@ -81,13 +98,13 @@ func splitScheme(s string) (authority, path string, err error) {
 		end = len(rest)
 	}
 	if strings.Contains(rest[:end], "@") {
-		return "", "", fmt.Errorf("user information is not supported: put the key into the query")
+		return bad("user information is not supported: put the key into the query")
 	}
-	return rest[:end], rest[end:], nil
+	return rest[:end], rest[end:], secure, nil
 }
 
 // addPort checks an authority and adds the default port to it.
-func addPort(authority string) (string, error) {
+func addPort(authority string, secure bool) (string, error) {
 	u, err := url.Parse("rtmp://" + authority)
 	if err != nil {
 		return "", fmt.Errorf("bad host %q", authority)
@@ -97,7 +114,9 @@ func addPort(authority string) (string, error) {
 	}
 	port := u.Port()
 	if port == "" {
-		port = DefaultPort
+		if port = DefaultPort; secure {
+			port = DefaultTLSPort
+		}
 	}
 	if n, err := net.LookupPort("tcp", port); err != nil || n == 0 {
 		return "", fmt.Errorf("bad port %q", port)
@@ -105,13 +124,14 @@ func addPort(authority string) (string, error) {
 	return net.JoinHostPort(u.Hostname(), port), nil
 }
 
-// hostPort returns the address that an rtmp URL leads to.
-func hostPort(s string) (string, error) {
-	authority, _, err := splitScheme(s)
+// hostPort returns the address that an rtmp or rtmps URL leads to.
+func hostPort(s string) (addr string, secure bool, err error) {
+	authority, _, secure, err := splitScheme(s)
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
-	return addPort(authority)
+	addr, err = addPort(authority, secure)
+	return addr, secure, err
 }
 
 // withoutQuery cuts the query off a stream name, for errors and logs: it may hold a

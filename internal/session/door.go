@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"sync"
@@ -13,14 +14,18 @@ import (
 	"weir/internal/httpserver"
 	"weir/internal/limit"
 	"weir/internal/rtmp"
+	"weir/internal/secure"
 )
 
 // Door is what a node listens on for publishers and players.
 type Door struct {
 	Sessions   *Server
 	RTMP, HTTP net.Listener
-	HTTPConfig httpserver.Config
-	Limits     limit.Config
+	// RTMPS and HTTPS are the listeners of the doors' TLS; nil if it is not enabled.
+	RTMPS, HTTPS net.Listener
+	RTMPConfig   RTMPConfig
+	HTTPConfig   HTTPConfig
+	Limits       limit.Config
 	// Other answers HTTP requests for other paths than those of media; it
 	// reports whether it did. May be nil. OtherPost are those of its paths that
 	// are asked with POST.
@@ -30,21 +35,34 @@ type Door struct {
 	Set       *metrics.Set
 }
 
-// Open serves both listeners until ctx ends or one of them fails, which ends
+// Open serves the listeners until ctx ends or one of them fails, which ends
 // all of g. Then the sessions end, and new ones are refused until the listeners
-// are closed.
-func (d Door) Open(ctx context.Context, g *errgroup.Group) {
+// are closed. An error comes before anything was begun; it is about a certificate.
+func (d Door) Open(ctx context.Context, g *errgroup.Group) error {
+	var publishers, players *secure.Server
+	for _, door := range []struct {
+		to  **secure.Server
+		l   net.Listener
+		cfg secure.Config
+		way string
+	}{{&publishers, d.RTMPS, d.RTMPConfig.TLS, "rtmp"}, {&players, d.HTTPS, d.HTTPConfig.TLS, "http"}} {
+		if door.l == nil {
+			continue
+		}
+		s, err := secure.New(door.cfg, door.way, d.Log, d.Set)
+		if err != nil {
+			return err
+		}
+		*door.to = s
+	}
 	gate := limit.NewGate(d.Limits, "players", d.Set)
-	g.Go(func() error {
-		var refusals sync.WaitGroup
-		defer refusals.Wait()
-		return limit.ServeOwned(ctx, d.RTMP, gate, d.Log, func(c net.Conn, release func()) {
-			defer release()
-			d.Sessions.ServeRTMP(ctx, c)
-		}, d.refuseRTMP(ctx, &refusals))
-	})
+	d.openRTMP(ctx, g, d.RTMP, gate)
+	if publishers != nil {
+		d.openRTMP(ctx, g, publishers.Listener(d.RTMPS), gate)
+		g.Go(func() error { publishers.Run(ctx); return nil })
+	}
 	var web *httpserver.Server
-	web = httpserver.New(d.HTTPConfig, gate, func(r *fasthttp.RequestCtx) {
+	web = httpserver.New(d.HTTPConfig.Config, gate, func(r *fasthttp.RequestCtx) {
 		if d.Other == nil || !d.Other(r) {
 			d.Sessions.ServeHTTP(web, r)
 		}
@@ -56,12 +74,52 @@ func (d Door) Open(ctx context.Context, g *errgroup.Group) {
 	// end before, so that their ends have the right reason.
 	ended, stopWeb := context.WithCancel(context.WithoutCancel(ctx))
 	g.Go(func() error { return web.Serve(ended, d.HTTP) })
+	if players != nil {
+		g.Go(func() error { return web.Serve(ended, players.Listener(d.HTTPS)) })
+		g.Go(func() error { players.Run(ctx); return nil })
+	}
 	g.Go(func() error {
 		defer stopWeb()
 		<-ctx.Done()
 		d.Sessions.Stop()
 		return nil
 	})
+	return nil
+}
+
+// openRTMP serves publishers and players over RTMP on a listener.
+func (d Door) openRTMP(ctx context.Context, g *errgroup.Group, l net.Listener, gate *limit.Gate) {
+	g.Go(func() error {
+		var refusals sync.WaitGroup
+		defer refusals.Wait()
+		return limit.ServeOwned(ctx, l, gate, d.Log, func(c net.Conn, release func()) {
+			defer release()
+			if d.shakeHands(ctx, c) {
+				d.Sessions.ServeRTMP(ctx, c)
+			}
+		}, d.refuseRTMP(ctx, &refusals))
+	})
+}
+
+// shakeHands does the handshake of a connection under TLS. If it returns false the
+// connection is closed.
+func (d Door) shakeHands(ctx context.Context, c net.Conn) bool {
+	under, ok := c.(*secure.Conn)
+	if !ok {
+		return true
+	}
+	stop := context.AfterFunc(ctx, func() { under.Abort() })
+	defer stop()
+	err := under.Handshake()
+	if err == nil {
+		return true
+	}
+	if errors.Is(err, secure.ErrPlain) {
+		conn := rtmp.NewServerConn(under.Plain(), d.Sessions.opt.RTMP)
+		_ = conn.Refuse(rtmp.StatusRejected("This port speaks TLS: use rtmps://."))
+	}
+	under.Abort()
+	return false
 }
 
 // refusing bounds how many refused connections are told so at a time; the
@@ -84,6 +142,10 @@ func (d Door) refuseRTMP(ctx context.Context, running *sync.WaitGroup) func(net.
 			defer c.Close()
 			stop := context.AfterFunc(ctx, func() { c.Close() })
 			defer stop()
+			if under, ok := c.(*secure.Conn); ok {
+				under.Refuse() // the handshake that an answer needs is what is not paid for
+				return
+			}
 			conn := rtmp.NewServerConn(c, d.Sessions.opt.RTMP)
 			_ = conn.Refuse(rtmp.StatusRejected("This node takes no more connections: " + cause.Error() + "."))
 		})

@@ -23,7 +23,6 @@ import (
 
 	"weir/configs"
 	"weir/hls"
-	"weir/internal/httpserver"
 	"weir/internal/limit"
 	"weir/internal/media"
 	"weir/internal/rtmp"
@@ -199,8 +198,10 @@ type testNode struct {
 	set        *metrics.Set
 	logs       *lockedBuffer
 	rtmp, http string // addresses
-	worker     string // address of the server for other workers
-	stop       func() // ends all and waits
+	// Those of TLS, if files were given to start.
+	rtmps, https string
+	worker       string // address of the server for other workers
+	stop         func() // ends all and waits
 }
 
 // Tenants: "a" (a.example) takes the key "secret" and has limits; the default one
@@ -222,7 +223,7 @@ func start(t *testing.T, change func(o *Options, d *Door)) *testNode {
 		Log: log, Set: n.set, IDPrefix: "w0-",
 	}
 	o.RTMP.CloseTimeout, o.RTMP.RedirectWait = 100*time.Millisecond, 100*time.Millisecond
-	d := Door{HTTPConfig: httpserver.DefaultConfig(), Limits: limit.DefaultConfig(), Log: log, Set: n.set}
+	d := Door{RTMPConfig: DefaultRTMPConfig(), HTTPConfig: DefaultHTTPConfig(), Limits: limit.DefaultConfig(), Log: log, Set: n.set}
 	d.HTTPConfig.ShutdownGrace = time.Second
 	if change != nil {
 		change(&o, &d)
@@ -236,11 +237,18 @@ func start(t *testing.T, change func(o *Options, d *Door)) *testNode {
 	}
 	d.RTMP, d.HTTP = listen(), listen()
 	n.rtmp, n.http = d.RTMP.Addr().String(), d.HTTP.Addr().String()
+	if d.HTTPConfig.TLS.CertFile != "" {
+		d.RTMPConfig.TLS = d.HTTPConfig.TLS
+		d.RTMPS, d.HTTPS = listen(), listen()
+		n.rtmps, n.https = d.RTMPS.Addr().String(), d.HTTPS.Addr().String()
+	}
 	n.sessions = New(o)
 	d.Sessions = n.sessions
 	ctx, cancel := context.WithCancel(context.Background())
 	g, ctx := errgroup.WithContext(ctx)
-	d.Open(ctx, g)
+	if err := d.Open(ctx, g); err != nil {
+		t.Fatal(err)
+	}
 
 	workers := listen()
 	n.worker = workers.Addr().String()
