@@ -4,6 +4,8 @@ import (
 	"errors"
 	"math"
 	"os"
+	"sync"
+	"syscall"
 	"time"
 
 	"weir/internal/media"
@@ -28,14 +30,16 @@ const (
 type chaser struct {
 	*Session
 
-	tags    []media.Tag     // the batch
-	entry   [1]stream.Entry // taken from the log one by one, to stop at chaseBytes
-	scratch []byte          // the batch in the player's format
-	woken   bool            // the stream tells wake
-	begun   time.Time       // when the chase began
-	full    bool            // because the socket was full
-	stuck   bool            // the player has taken nothing for a while
-	owed    int             // in the socket at the last look
+	tags  []media.Tag     // the batch
+	entry [1]stream.Entry // taken from the log one by one, to stop at chaseBytes
+	woken bool            // the stream tells wake
+	begun time.Time       // when the chase began
+	full  bool            // because the socket was full
+	stuck bool            // the player has taken nothing for a while
+	owed  int             // in the socket at the last look
+
+	sent  time.Time   // when the last batch began to be written, of players without a shard
+	timer *time.Timer // nil before the first pause
 
 	paused  bool
 	probe   stream.Cursor // while paused: reads on to see the stream's end
@@ -62,6 +66,10 @@ func (s *Session) chase() {
 func (c *chaser) run() {
 	s := c.Session
 	defer c.sleep()
+	if s.shard == nil {
+		s.e.solo.enter(1)
+		defer s.e.solo.enter(-1)
+	}
 	rest, in := s.rest, s.restIn
 	c.full = len(rest) > 0
 	s.rest, s.restIn = nil, nil
@@ -95,12 +103,11 @@ func (c *chaser) run() {
 				s.started = true
 				begin = s.p.Format.begin(c.tags)
 			}
-			c.scratch = s.p.Format.append(c.scratch[:0], begin, c.tags)
-			if err := c.write(c.scratch, nil); err != nil {
+			err := c.writeBatch(begin)
+			if err != nil {
 				s.finish(classify(err), err)
 				return
 			}
-			c.release()
 		}
 		switch {
 		case taken: // until the log is read to its end
@@ -115,9 +122,66 @@ func (c *chaser) run() {
 			return
 		default:
 			c.listen()
+			if s.shard == nil {
+				c.pause()
+			}
 			<-s.wake
 		}
 	}
+}
+
+// writeBatch formats the batch, writes it and lets go of it.
+func (c *chaser) writeBatch(begin []byte) error {
+	scratch := scratches.Get().(*[]byte)
+	b := c.p.Format.append((*scratch)[:0], begin, c.tags)
+	clear(c.tags) // an idle player holds nothing of the log
+	c.tags = c.tags[:0]
+	c.entry[0] = stream.Entry{}
+	c.sent = time.Now()
+	err := c.write(b, nil)
+	if c.shard == nil {
+		c.e.solo.took(time.Since(c.sent))
+	}
+	if cap(b) <= 2*chaseBytes {
+		*scratch = b
+		scratches.Put(scratch)
+	}
+	return err
+}
+
+// scratches are the buffers that batches are formatted into: an idle player has none.
+var scratches = sync.Pool{New: func() any { return new([]byte) }}
+
+// pause waits until the next batch of a player without a shard is due, or the
+// session was ended.
+func (c *chaser) pause() {
+	left := time.Until(c.sent.Add(c.e.solo.interval(c.p.Urgent)))
+	if left <= 0 {
+		return
+	}
+	if c.timer == nil {
+		c.timer = time.NewTimer(left)
+	} else {
+		c.timer.Reset(left)
+	}
+	select {
+	case <-c.timer.C:
+	case <-c.whenEnded():
+		c.timer.Stop()
+	}
+}
+
+// whenEnded returns a channel that is closed by End.
+func (c *chaser) whenEnded() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.gone == nil {
+		c.gone = make(chan struct{})
+		if c.ended {
+			close(c.gone)
+		}
+	}
+	return c.gone
 }
 
 // apart reports that the player waits for a key frame that its group does not
@@ -237,16 +301,6 @@ func (c *chaser) wants(e *stream.Entry, m muted) bool {
 	return true
 }
 
-// release lets go of the batch, so that an idle player holds nothing of the log.
-func (c *chaser) release() {
-	clear(c.tags)
-	c.tags = c.tags[:0]
-	c.entry[0] = stream.Entry{}
-	if cap(c.scratch) > 2*chaseBytes {
-		c.scratch = nil
-	}
-}
-
 // write sends b, which is a part of a shared block if in is not nil. The write
 // timeout counts from the last progress, so that a slow player is not cut while it
 // takes something.
@@ -261,66 +315,115 @@ func (c *chaser) write(b []byte, in *shared) error {
 	c.e.cut(c.e.debts.owe(c.Session, own, in))
 	defer c.e.debts.paid(c.Session)
 	c.takes()
-	for last := time.Now(); len(b) > 0; {
+	// Only TLS calls back, and not always while this goroutine waits for it.
+	var mu sync.Mutex
+	last := time.Now() // guarded by mu; when the player took something
+	until := func() time.Time {
 		until := last.Add(c.p.Limits.WriteTimeout)
-		if look := time.Now().Add(lookEvery); c.raw != nil && look.Before(until) {
+		if look := time.Now().Add(lookEvery); c.socket() != nil && look.Before(until) {
 			until = look
 		}
-		if err := c.p.Conn.SetWriteDeadline(until); err != nil {
+		return until
+	}
+	// judge looks at the player after a write, and reports whether it may have more
+	// time.
+	judge := func(n int, late bool) bool {
+		switch {
+		case c.takes() || n > 0:
+			last = time.Now()
+			c.e.debts.progressed(c.Session)
+		case late && time.Since(last) >= c.p.Limits.WriteTimeout:
+			return false
+		}
+		if late {
+			c.tighten()
+		}
+		return true
+	}
+	under, ok := c.p.Conn.(patient)
+	if ok {
+		under.OnLateWrite(func() time.Time {
+			mu.Lock()
+			defer mu.Unlock()
+			if !judge(0, true) {
+				return time.Time{}
+			}
+			return until()
+		})
+		defer under.OnLateWrite(nil)
+	}
+	for len(b) > 0 {
+		mu.Lock()
+		deadline := until()
+		mu.Unlock()
+		if err := c.p.Conn.SetWriteDeadline(deadline); err != nil {
 			return err
 		}
 		n, err := c.p.Conn.Write(b[:min(len(b), writePiece)])
 		c.bytes.Add(uint64(n))
 		b = b[n:]
 		late := errors.Is(err, os.ErrDeadlineExceeded)
-		if err != nil && !late {
+		if err != nil && (!late || under != nil) {
 			return err
 		}
-		switch {
-		case c.takes() || n > 0:
-			last = time.Now()
-			c.e.debts.progressed(c.Session)
-		case late && time.Since(last) >= c.p.Limits.WriteTimeout:
+		mu.Lock()
+		goOn := judge(n, late)
+		mu.Unlock()
+		if !goOn {
 			return err
-		}
-		if late {
-			c.tighten()
 		}
 	}
 	return nil
+}
+
+// patient is a connection that is broken by a write that was late, such as one under
+// TLS: it asks for a later deadline while it writes. f returns that, or zero to give
+// up. A nil f ends that; when OnLateWrite returns, the f before is not running.
+type patient interface {
+	OnLateWrite(f func() time.Time)
+}
+
+// socket returns the socket that the player's bytes go to, nil if that is not known.
+func (c *chaser) socket() syscall.RawConn {
+	if c.raw != nil {
+		return c.raw
+	}
+	return c.below
 }
 
 // takes reports whether the player has taken some of what lies in its socket since
 // the last look: the socket takes bytes again only when a third of it is free, which
 // a slow player needs long for.
 func (c *chaser) takes() bool {
-	if c.raw == nil {
+	socket := c.socket()
+	if socket == nil {
 		return false
 	}
 	before := c.owed
-	_ = c.raw.Control(func(fd uintptr) { c.owed = c.e.opt.hooks.owed(fd) })
+	_ = socket.Control(func(fd uintptr) { c.owed = c.e.opt.hooks.owed(fd) })
 	return c.owed < before
 }
 
 // tighten has the socket of a player that is stuck take no more than it needs to.
 func (c *chaser) tighten() {
 	c.stuck = true
-	if c.raw != nil && c.unsent > unsentStuck {
+	if socket := c.socket(); socket != nil && c.unsent > unsentStuck {
 		c.unsent = unsentStuck
-		limitUnsent(c.raw, c.unsent)
+		limitUnsent(socket, c.unsent)
 	}
 }
 
 // linger closes the sending side and waits until the player has closed its own,
 // which whoever reads from it says by End.
 func (c *chaser) linger() {
-	gone := make(chan struct{})
-	c.mu.Lock()
-	ended := c.ended
-	c.gone = gone
-	c.mu.Unlock()
+	gone := c.whenEnded()
 	half, ok := c.p.Conn.(interface{ CloseWrite() error })
-	if ended || !ok || half.CloseWrite() != nil {
+	select {
+	case <-gone:
+		return
+	default:
+	}
+	if !ok || half.CloseWrite() != nil {
 		return
 	}
 	timer := time.NewTimer(endLinger)

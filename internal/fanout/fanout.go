@@ -140,6 +140,7 @@ type Engine struct {
 	urgent *shard // of players that hardly wait
 	reader *reader
 	debts  debts
+	solo   soloPace
 
 	turn    atomic.Uint32 // of the shards
 	stop    sync.Once
@@ -166,7 +167,10 @@ func New(o Options) *Engine {
 	if o.Shards <= 0 {
 		o.Shards = runtime.GOMAXPROCS(0)
 	}
-	e := &Engine{opt: o, sessions: map[*Session]struct{}{}, due: make(chan struct{}, 1), quit: make(chan struct{})}
+	e := &Engine{
+		opt: o, solo: soloPace{pace: newPace(o.MaxLatency)},
+		sessions: map[*Session]struct{}{}, due: make(chan struct{}, 1), quit: make(chan struct{}),
+	}
 	e.debts = debts{most: o.MaxSlowBytes, of: map[*Session]*debt{}}
 	if e.opt.OnJump == nil {
 		e.opt.OnJump = func(Jump) {}
@@ -204,6 +208,12 @@ func (e *Engine) Add(p Player) (*Session, error) {
 		s.fd = ownFD(p.Conn, raw)
 	} else {
 		s.place, s.wake = chased, make(chan struct{}, 1) // from the first End on
+		if below, ok := p.Conn.(interface{ NetConn() net.Conn }); ok {
+			if raw, ok := direct(below.NetConn()); ok {
+				prepare(raw, p.Limits)
+				s.below, s.unsent = raw, unsentFirst
+			}
+		}
 	}
 	e.mu.Lock()
 	if e.closed {

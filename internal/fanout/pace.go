@@ -1,6 +1,9 @@
 package fanout
 
-import "time"
+import (
+	"sync"
+	"time"
+)
 
 // pace decides how often a shard sends. Its aim is that sending takes no more
 // than a share of a core: the more players, the longer the batches, up to a bound.
@@ -42,4 +45,41 @@ func (p *pace) plan(players int) {
 	if p.interval < atOnce {
 		p.interval = 0
 	}
+}
+
+// soloPace is the pace of the players that no shard serves. Each of them has rounds
+// of its own, at times of its own, but they share the cores. Safe for concurrent use.
+type soloPace struct {
+	mu      sync.Mutex
+	pace    pace // guarded by mu
+	players int  // guarded by mu
+}
+
+// longestSend is what a write counts for at most: one that takes longer waits for
+// its player.
+const longestSend = time.Millisecond
+
+// enter counts a player, or with -1 one less.
+func (p *soloPace) enter(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.players += n
+	p.pace.plan(p.players)
+}
+
+// took notes what writing a batch took.
+func (p *soloPace) took(d time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.pace.round(min(d, longestSend), 1, p.players)
+}
+
+// interval returns the time between two batches of a player.
+func (p *soloPace) interval(urgent bool) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if urgent {
+		return min(p.pace.interval, urgentLatency)
+	}
+	return p.pace.interval
 }

@@ -15,6 +15,7 @@ type Session struct {
 	e     *Engine
 	p     Player
 	raw   syscall.RawConn // nil: the connection cannot be written to directly
+	below syscall.RawConn // without raw: the socket below TLS, to be looked at; may be nil
 	shard *shard          // nil without raw
 	fd    int             // the engine's own descriptor, -1 if it has none: its owner alone closes it
 
