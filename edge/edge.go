@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/VictoriaMetrics/metrics"
 
@@ -42,6 +43,7 @@ type Edge struct {
 	health   *health
 	others   *discovery.Elsewhere
 	siblings *siblings
+	beat     func() time.Duration // of the players' batches; see Options
 	cache    *hls.Cache
 	fetcher  *fetcher
 	ctx      context.Context
@@ -91,8 +93,11 @@ type Options struct {
 	// connects to another one. A Count of 1 needs no DialSibling.
 	Index, Count int
 	DialSibling  func(ctx context.Context, index int) (net.Conn, error)
-	Log          *slog.Logger
-	Set          *metrics.Set
+	// Beat, if not nil, returns the time between two batches that players get, 0 if
+	// they get frames at once (see fanout.Engine.Beat): upstreams are read as often.
+	Beat func() time.Duration
+	Log  *slog.Logger
+	Set  *metrics.Set
 }
 
 // New returns the role of one worker. Close ends it.
@@ -107,6 +112,9 @@ func New(cfg Config, o Options) *Edge {
 		https:   map[string]*upstreams{},
 		health:  newHealth(cfg.Pull.Eject),
 		relays:  map[string]*relay{}, forwards: map[*forward]struct{}{},
+	}
+	if e.beat = o.Beat; e.beat == nil {
+		e.beat = func() time.Duration { return 0 }
 	}
 	e.others = discovery.NewElsewhere(o.Directory, e.node)
 	e.ctx, e.cancel = context.WithCancel(context.Background())

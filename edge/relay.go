@@ -323,6 +323,7 @@ func (r *relay) copy(ctx context.Context, pub *stream.Publisher, src pulled) err
 	moved := r.edge.siblings.watch(r.key, src.worker, func() { src.Close() })
 	defer moved.stop()
 	flowing, _, _ := r.state()
+	following := false
 	for first := true; ; first = false {
 		t, err := src.ReadTag()
 		if err != nil {
@@ -334,6 +335,10 @@ func (r *relay) copy(ctx context.Context, pub *stream.Publisher, src pulled) err
 		if first { // only now: an upstream may start a play just to redirect it
 			r.begin(pub, src)
 			defer r.over()
+		}
+		if !following && flowing && src.follow != nil {
+			following = true
+			src.follow()
 		}
 		if err := pub.Append(t); err != nil {
 			return err

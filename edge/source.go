@@ -43,6 +43,7 @@ type pulled struct {
 	from   string // URL without query, or "worker 2"
 	addr   string // host:port of an upstream, empty for a worker
 	worker int    // index of the worker; noWorker for an upstream
+	follow func() // makes an upstream be read with the beat of the node's players; nil of a worker, whose sends have it
 }
 
 // noWorker stands for an upstream where a worker could stand.
@@ -61,6 +62,8 @@ func (e *Edge) dialRTMP(ctx context.Context, up vhost.Upstream, t vhost.Target, 
 	cfg := rtmp.DefaultClientConfig()
 	cfg.ConnectTimeout, cfg.ReadTimeout = e.cfg.Pull.ConnectTimeout, e.cfg.Pull.ReadTimeout
 	cfg.Node, cfg.Via = e.node, via
+	var conn *beatConn
+	cfg.DialContext = e.dialer(func(c *beatConn) { conn = c })
 	c, err := rtmp.Dial(ctx, u, cfg)
 	if err != nil {
 		return pulled{}, rtmpError(err)
@@ -71,7 +74,7 @@ func (e *Edge) dialRTMP(ctx context.Context, up vhost.Upstream, t vhost.Target, 
 		return pulled{}, rtmpError(err)
 	}
 	epoch, _ := strconv.ParseUint(info.Text("weirEpoch"), 10, 64)
-	return pulled{source: rtmpSource{c}, epoch: epoch, from: up.String() + "/" + t.Key.Path(), addr: up.Addr, worker: noWorker}, nil
+	return pulled{source: rtmpSource{c}, epoch: epoch, from: up.String() + "/" + t.Key.Path(), addr: up.Addr, worker: noWorker, follow: conn.follow}, nil
 }
 
 // rtmpURL returns where a stream is at an upstream. Its query is the one that
@@ -114,10 +117,9 @@ func rtmpError(err error) error {
 // dialFLV pulls over HTTP-FLV. Redirects are handed to the caller, which counts
 // them and knows where the pull has been.
 func (e *Edge) dialFLV(ctx context.Context, up vhost.Upstream, t vhost.Target, via string) (pulled, error) {
-	dialer := &net.Dialer{Timeout: e.cfg.Pull.ConnectTimeout}
-	s, h, err := requestFLV(ctx, func(ctx context.Context) (net.Conn, error) {
-		return dialer.DialContext(ctx, "tcp", up.Addr)
-	}, flvRequest{
+	var conn *beatConn
+	dial := e.dialer(func(c *beatConn) { conn = c })
+	s, h, err := requestFLV(ctx, func(ctx context.Context) (net.Conn, error) { return dial(ctx, "tcp", up.Addr) }, flvRequest{
 		url:     (&url.URL{Scheme: "http", Host: up.Addr, Path: "/" + t.Key.Path() + ".flv", RawQuery: t.KeptQuery()}).String(),
 		node:    e.node,
 		via:     via,
@@ -128,7 +130,7 @@ func (e *Edge) dialFLV(ctx context.Context, up vhost.Upstream, t vhost.Target, v
 		return pulled{}, err
 	}
 	epoch, _ := strconv.ParseUint(h.Get(session.HeaderEpoch), 10, 64)
-	return pulled{source: s, epoch: epoch, from: up.String() + "/" + t.Key.Path(), addr: up.Addr, worker: noWorker}, nil
+	return pulled{source: s, epoch: epoch, from: up.String() + "/" + t.Key.Path(), addr: up.Addr, worker: noWorker, follow: conn.follow}, nil
 }
 
 // flvRequest is one GET of a stream.

@@ -51,13 +51,15 @@ func RunWorker(c *worker.Child, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	var door *session.Server // there is no pull before it
 	e := New(cfg, Options{
 		Directory: directory, Index: c.Index, Count: c.Count, DialSibling: c.DialSibling, Log: log, Set: set,
+		Beat: func() time.Duration { return door.Beat() },
 	})
 	defer e.Close()
 	delays := &load.Delays{}
 	var draining *drain.Process
-	door := session.New(session.Options{
+	door = session.New(session.Options{
 		Config: cfg.Play, RTMP: cfg.RTMP.ServerConfig, Vhosts: e.Vhosts(), Role: e, Delays: delays, Log: log, Set: set,
 		Admit: func(ctx context.Context, n session.Newcomer) error {
 			if !draining.Draining() {
@@ -66,6 +68,7 @@ func RunWorker(c *worker.Child, log *slog.Logger) error {
 			return e.TurnAway(ctx, n)
 		},
 		Shards:   1, // the node has a worker for each core
+		Slot:     c.Index,
 		IDPrefix: strconv.Itoa(c.Index) + "-",
 	})
 	draining = drain.NewProcess(door, log, set)

@@ -23,7 +23,7 @@ func newBench(tb testing.TB, f Format, players int) *bench {
 	e := &Engine{opt: Options{OnJump: func(Jump) {}, Log: slog.New(slog.DiscardHandler), hooks: hooks{
 		send: func(_ uintptr, b []byte) (int, error) { return len(b), nil },
 	}}}
-	b.shard = newShard(e, 0)
+	b.shard = newShard(e, 0, 0)
 	b.s.headers(0)
 	b.s.frame('K', 0, 1000)
 	for i := range players {
@@ -32,7 +32,7 @@ func newBench(tb testing.TB, f Format, players int) *bench {
 		b.shard.letter = append(b.shard.letter, p)
 	}
 	b.shard.read()
-	b.shard.round()
+	b.shard.round(0)
 	b.shard.list[0].opening = opening{} // nobody joins any more
 	return b
 }
@@ -71,7 +71,7 @@ func TestFlushAllocatesNothing(t *testing.T) {
 			b.publish()
 			allocs := testing.AllocsPerRun(50, func() {
 				g.cursor = b.s.s.At(at, headers) // rewound, which is one allocation
-				b.shard.round()
+				b.shard.round(0)
 				if b.shard.sends != players {
 					t.Fatalf("%d sends", b.shard.sends)
 				}
@@ -93,7 +93,7 @@ func BenchmarkFlush(b *testing.B) {
 				w.publish()
 				for b.Loop() {
 					w.shard.list[0].cursor = w.s.s.At(at, headers) // one allocation
-					w.shard.round()
+					w.shard.round(0)
 				}
 				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(players), "ns/player")
 			})
@@ -114,13 +114,13 @@ func BenchmarkRoundOfManyStreams(b *testing.B) {
 					p: Player{Stream: s.s, Format: FLV{}}, cursor: s.s.Join()})
 			}
 			w.shard.read()
-			w.shard.round()
+			w.shard.round(0)
 			at, headers := w.shard.list[0].cursor.Seq(), w.shard.list[0].cursor.Headers()
 			w.publish()
 			b.ReportAllocs()
 			for b.Loop() {
 				w.shard.list[0].cursor = w.s.s.At(at, headers)
-				w.shard.round()
+				w.shard.round(0)
 			}
 		})
 	}
@@ -131,7 +131,7 @@ func BenchmarkJoin(b *testing.B) {
 	for range 40 {
 		w.publish()
 	}
-	w.shard.round()
+	w.shard.round(0)
 	g := w.shard.list[0]
 	b.ReportAllocs()
 	for b.Loop() {

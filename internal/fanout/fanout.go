@@ -105,6 +105,9 @@ type Options struct {
 	// Shards is the number of goroutines that write; 0 means one for each core
 	// that Go may use.
 	Shards int
+	// Slot numbers the first shard among those of all processes of a node: shards of
+	// different numbers do not send at the same time, as far as possible.
+	Slot int
 	// MaxLatency is how long a frame may wait for a batch; 0 sends each frame at
 	// once, whatever that costs.
 	MaxLatency time.Duration
@@ -115,8 +118,9 @@ type Options struct {
 	// Log gets what should never happen. Required.
 	Log *slog.Logger
 	// OnFlush, if not nil, is told after each round of a shard how late it was
-	// against its plan and how long it took. It is called by the shards.
-	OnFlush func(late, took time.Duration)
+	// against its plan, how long it took, and how many times it sent. It is called by
+	// the shards.
+	OnFlush func(late, took time.Duration, sends int)
 	// OnJump, if not nil, is told of each jump of a player. It is called by those who
 	// write and must not wait.
 	OnJump func(why Jump)
@@ -168,7 +172,7 @@ func New(o Options) *Engine {
 		o.Shards = runtime.GOMAXPROCS(0)
 	}
 	e := &Engine{
-		opt: o, solo: soloPace{pace: newPace(o.MaxLatency)},
+		opt: o, solo: soloPace{pace: newPace(o.MaxLatency, 0)},
 		sessions: map[*Session]struct{}{}, due: make(chan struct{}, 1), quit: make(chan struct{}),
 	}
 	e.debts = debts{most: o.MaxSlowBytes, of: map[*Session]*debt{}}
@@ -180,10 +184,10 @@ func New(o Options) *Engine {
 	}
 	e.reader = newReader(o.Log, o.hooks.poll, e.running.Go)
 	e.running.Go(e.reap)
-	for range o.Shards {
-		e.shards = append(e.shards, newShard(e, o.MaxLatency))
+	for i := range o.Shards {
+		e.shards = append(e.shards, newShard(e, o.MaxLatency, o.Slot+i))
 	}
-	e.urgent = newShard(e, min(o.MaxLatency, urgentLatency))
+	e.urgent = newShard(e, min(o.MaxLatency, urgentLatency), 0)
 	for _, s := range append(e.shards, e.urgent) {
 		e.running.Go(s.run)
 	}
@@ -277,6 +281,19 @@ func (e *Engine) Len() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return len(e.sessions)
+}
+
+// Beat returns the time between two rounds of shards that have so many players that
+// it cannot grow any more, 0 while there is none: frames go out within a fraction of
+// a multiple of it by the clock (Unix time), and coming before the next one is as
+// good for them as coming at once.
+func (e *Engine) Beat() time.Duration {
+	for _, s := range e.shards {
+		if s.full.Load() {
+			return e.opt.MaxLatency
+		}
+	}
+	return 0
 }
 
 // Slow returns how many players have full sockets, and the bytes that are kept for

@@ -9,42 +9,92 @@ import (
 // than a share of a core: the more players, the longer the batches, up to a bound.
 // Below the bound latency pays for cost; at the bound the server has become as
 // cheap per byte as it can be, and what comes on top costs processor time.
+//
+// At the bound rounds begin at fixed times of the clock, for all shards of the
+// machine, so that whoever feeds the streams can bring all that is new just before
+// (see Beat).
 type pace struct {
 	most time.Duration // bound of interval
+	off  time.Duration // of a round behind a beat
 
 	perSend  time.Duration // what one send takes, smoothed
 	interval time.Duration // between two rounds
+	took     time.Duration // by the last round
+	full     bool          // interval is at the bound
 }
 
 const (
-	sendShare  = 0.04                   // of a core that sending aims at
+	sendShare  = 0.02                   // of a core that sending aims at
 	firstGuess = 12 * time.Microsecond  // perSend before anything was sent
 	atOnce     = 500 * time.Microsecond // intervals below this are not worth a timer
 	smoothing  = 8
+
+	// So few players are sent each frame at once, if they are of few streams: of many,
+	// each frame would have the shard look through all of them.
+	fewPlayers = 50
+	fewGroups  = 8
+
+	// A shard at the bound leaves it when its players could be served in this share
+	// of the interval.
+	leaveFull = 0.7
 )
 
 // urgentLatency is the bound for urgent players. Without one a shard with hundreds
 // of streams would look through all of them for each frame of one.
 const urgentLatency = 5 * time.Millisecond
 
-func newPace(most time.Duration) pace { return pace{most: most, perSend: firstGuess} }
+func newPace(most time.Duration, slot int) pace {
+	return pace{most: most, off: offBeat(most, slot), perSend: firstGuess}
+}
 
-// round notes a round that took d for n sends, with that many players to serve
-// the next time.
-func (p *pace) round(d time.Duration, n, players int) {
+// round notes a round that took d for n sends, with that many players in so many
+// groups to serve the next time.
+func (p *pace) round(d time.Duration, n, players, groups int) {
+	p.took = d
 	if n > 0 {
 		p.perSend += (d/time.Duration(n) - p.perSend) / smoothing
 		p.perSend = max(p.perSend, time.Microsecond)
 	}
-	p.plan(players)
+	p.plan(players, groups)
 }
 
-// plan sets the interval for a number of players.
-func (p *pace) plan(players int) {
-	p.interval = time.Duration(min(float64(p.most), float64(p.perSend)*float64(players)/sendShare))
-	if p.interval < atOnce {
+// plan sets the interval for a number of players in a number of groups.
+func (p *pace) plan(players, groups int) {
+	want := float64(p.perSend) * float64(players) / sendShare
+	enough := float64(p.most)
+	if p.full {
+		enough *= leaveFull
+	}
+	p.full = p.most > urgentLatency && want >= enough
+	switch p.interval = time.Duration(min(want, float64(p.most))); {
+	case p.full:
+		p.interval = p.most
+	case p.interval < atOnce, players <= fewPlayers && groups <= fewGroups:
 		p.interval = 0
 	}
+}
+
+// wait returns how long the next round has to wait, when there is something to send
+// and the last round began at last; not positive if it is due.
+func (p *pace) wait(now, last time.Time) time.Duration {
+	if !p.full || p.took > p.most/2 { // a busy shard cannot miss a beat
+		return last.Add(p.interval).Sub(now)
+	}
+	return untilBeat(now, p.most, p.off)
+}
+
+// offBeat is how long after a beat the shards of a slot begin a round: feeding takes
+// its time, in this process and then in the others of a node. The slots keep shards
+// from sending at the same time, while those who feed and those who read wait.
+func offBeat(beat time.Duration, slot int) time.Duration {
+	const slots = 4
+	return min(beat/12, 10*time.Millisecond) + time.Duration(slot%slots)*min(beat/8, 15*time.Millisecond)
+}
+
+// untilBeat returns the time to the next instant of the clock that lies off behind a
+// multiple of beat: the same for all processes of a machine.
+func untilBeat(now time.Time, beat, off time.Duration) time.Duration {
+	return beat - time.Duration((now.UnixNano()-int64(off))%int64(beat))
 }
 
 // soloPace is the pace of the players that no shard serves. Each of them has rounds
@@ -64,14 +114,14 @@ func (p *soloPace) enter(n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.players += n
-	p.pace.plan(p.players)
+	p.pace.plan(p.players, 1)
 }
 
 // took notes what writing a batch took.
 func (p *soloPace) took(d time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.pace.round(min(d, longestSend), 1, p.players)
+	p.pace.round(min(d, longestSend), 1, p.players, 1)
 }
 
 // interval returns the time between two batches of a player.

@@ -4,6 +4,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"weir/internal/media"
@@ -33,6 +34,8 @@ type shard struct {
 	cuts    []int  // among tags, where pieces end
 	buffer  []byte // of the last block
 
+	full atomic.Bool // the pace is at its bound
+
 	mu     sync.Mutex
 	letter []*Session // guarded by mu; mail not yet read
 }
@@ -47,10 +50,10 @@ type groupKey struct {
 // that exceed it included.
 const batchBytes = 256 << 10
 
-func newShard(e *Engine, latency time.Duration) *shard {
+func newShard(e *Engine, latency time.Duration, slot int) *shard {
 	return &shard{
 		e: e, wake: make(chan struct{}, 1), post: make(chan struct{}, 1), done: make(chan struct{}),
-		groups: map[groupKey]*group{}, pace: newPace(latency), out: newSocketWriter(e.opt.hooks.send),
+		groups: map[groupKey]*group{}, pace: newPace(latency, slot), out: newSocketWriter(e.opt.hooks.send),
 	}
 }
 
@@ -79,14 +82,15 @@ func (s *shard) run() {
 	defer timer.Stop()
 	timer.Stop()
 	planned := false // the timer runs for the next round
-	round := func() {
-		s.round()
+	round := func(late time.Duration) {
+		s.round(late)
 		if planned = false; s.warm {
 			timer.Reset(openingIdle)
 		} else {
 			timer.Stop()
 		}
 	}
+	var due time.Time // of the next round, if planned
 	for {
 		wake := s.wake
 		if planned {
@@ -102,22 +106,26 @@ func (s *shard) run() {
 			}
 		case <-wake:
 		case <-timer.C:
-			round()
+			late := time.Duration(0)
+			if planned {
+				late = time.Since(due)
+			}
+			round(late)
 			continue
 		}
-		if left := time.Until(s.last.Add(s.pace.interval)); left > 0 {
+		now := time.Now()
+		if left := s.pace.wait(now, s.last); left > 0 {
 			timer.Reset(left)
-			planned = true
+			planned, due = true, now.Add(left)
 			continue
 		}
-		round()
+		round(0)
 	}
 }
 
-// round sends what is new of all streams.
-func (s *shard) round() {
+// round sends what is new of all streams, that much later than planned.
+func (s *shard) round(late time.Duration) {
 	begun := time.Now()
-	late := max(0, begun.Sub(s.last)-s.pace.interval)
 	s.last = begun
 	s.sends, s.warm = 0, false
 	players, grown := 0, false
@@ -141,12 +149,10 @@ func (s *shard) round() {
 		f(s)
 	}
 	took := time.Since(begun)
-	s.pace.round(took, s.sends, players)
+	s.pace.round(took, s.sends, players, len(s.list))
+	s.full.Store(s.pace.full)
 	if grown && s.e.opt.OnFlush != nil {
-		if s.pace.interval == 0 {
-			late = 0 // without a plan nothing can be late
-		}
-		s.e.opt.OnFlush(late, took)
+		s.e.opt.OnFlush(late, took, s.sends)
 	}
 }
 

@@ -804,36 +804,112 @@ func TestUrgentPlayers(t *testing.T) {
 }
 
 func TestPace(t *testing.T) {
-	for _, c := range []struct {
-		most     time.Duration
-		took     time.Duration
-		sends    int
-		players  int
-		interval time.Duration
-	}{
-		{120 * time.Millisecond, 0, 0, 0, 0},
-		{120 * time.Millisecond, 12 * time.Microsecond, 1, 1, 0}, // 0.3 ms are not worth a timer
-		{120 * time.Millisecond, 120 * time.Microsecond, 10, 10, 3 * time.Millisecond},
-		{120 * time.Millisecond, 1200 * time.Microsecond, 100, 100, 30 * time.Millisecond},
-		{120 * time.Millisecond, 12 * time.Millisecond, 1000, 1000, 120 * time.Millisecond},
-		{120 * time.Millisecond, 120 * time.Millisecond, 10000, 10000, 120 * time.Millisecond},
-		{0, 120 * time.Millisecond, 10000, 10000, 0},
-		{120 * time.Millisecond, time.Hour, 1, 1_000_000, 120 * time.Millisecond},
-	} {
-		p := newPace(c.most)
-		p.round(c.took, c.sends, c.players)
-		if p.interval != c.interval {
-			t.Errorf("%+v: interval %v", c, p.interval)
+	const ms, us = time.Millisecond, time.Microsecond
+	f := func(most, took time.Duration, sends, players, groups int, want time.Duration) {
+		t.Helper()
+		p := newPace(most, 0)
+		p.round(took, sends, players, groups)
+		if p.interval != want || p.full != (want == most && most > urgentLatency) {
+			t.Errorf("most %v: interval %v, full %v, want %v", most, p.interval, p.full, want)
 		}
 	}
-	p := newPace(time.Second) // a hitch is forgotten
-	p.round(time.Second, 1, 1)
+	f(120*ms, 0, 0, 0, 0, 0)
+	f(120*ms, 600*us, 50, 50, 8, 0) // so few are served at once
+	f(120*ms, 600*us, 50, 50, 9, 30*ms)
+	f(120*ms, 12*us, 1, 1, 9, 600*us)
+	f(120*ms, 5*us, 10, 10, 10, 5_281_500) // the guess of 12 us wears off
+	f(120*ms, 1200*us, 100, 100, 1, 60*ms)
+	f(120*ms, 2400*us, 200, 200, 1, 120*ms)
+	f(120*ms, 120*ms, 10000, 10000, 1, 120*ms)
+	f(0, 120*ms, 10000, 10000, 1, 0)
+	f(urgentLatency, 120*ms, 10000, 10000, 1, urgentLatency)
+	f(120*ms, time.Hour, 1, 1_000_000, 1, 120*ms)
+
+	p := newPace(time.Second, 0) // a hitch is forgotten
+	p.round(time.Second, 1, 1, 9)
 	for range 100 {
-		p.round(10*time.Microsecond, 1, 1)
+		p.round(9*us, 1, 1, 9)
 	}
 	if p.interval != 0 {
 		t.Errorf("after a hitch: interval %v", p.interval)
 	}
+
+	p = newPace(120*ms, 0) // at the bound a few players more or less change nothing
+	p.round(2400*us, 200, 200, 1)
+	if p.round(12*190*us, 190, 190, 1); !p.full || p.interval != 120*ms {
+		t.Errorf("190 players: interval %v", p.interval)
+	}
+	if p.round(12*130*us, 130, 130, 1); p.full || p.interval != 78*ms {
+		t.Errorf("130 players: interval %v", p.interval)
+	}
+	if p.round(12*190*us, 190, 190, 1); p.full {
+		t.Errorf("190 players: interval %v", p.interval)
+	}
+}
+
+// At the bound rounds begin at fixed times of the clock, unless the shard is too
+// busy to wait for them.
+func TestRoundsFollowTheBeat(t *testing.T) {
+	const ms = time.Millisecond
+	f := func(slot int, full bool, took, last, now, want time.Duration) {
+		t.Helper()
+		p := newPace(120*ms, slot)
+		p.interval, p.full, p.took = 120*ms, full, took
+		at := time.Unix(1_700_000_000-1_700_000_000%3, 0) // a multiple of 120 ms
+		if got := p.wait(at.Add(now), at.Add(last)); got != want {
+			t.Errorf("slot %d, full %v, took %v: last %v, now %v: waits for %v, want %v", slot, full, took, last, now, got, want)
+		}
+	}
+	f(0, true, ms, 10*ms, 11*ms, 119*ms)
+	f(0, true, ms, 10*ms, 129*ms, ms)
+	f(0, true, ms, -500*ms, 0, 10*ms)
+	f(0, true, ms, 70*ms, 121*ms, 9*ms) // the last was off the beat
+	f(1, true, ms, 25*ms, 120*ms, 25*ms)
+	f(3, true, ms, 25*ms, 120*ms, 55*ms)
+	f(4, true, ms, 25*ms, 120*ms, 10*ms)
+	f(0, true, 61*ms, 13*ms, 100*ms, 33*ms) // as soon as it may
+	f(0, true, 200*ms, 0, 210*ms, -90*ms)
+	f(0, false, ms, 3*ms, 5*ms, 118*ms)
+	f(0, false, ms, 3*ms, 130*ms, -7*ms)
+
+	inBubble(t, 120*ms, func(t *testing.T, e *Engine, n *sockets) {
+		s := newSource(t)
+		s.headers(0)
+		s.frame('K', 0, 10)
+		var all []*player
+		for range 3000 {
+			p, _ := s.joinSocket(e, n, plenty, FLV{}, roomy)
+			all = append(all, p)
+		}
+		if synctest.Wait(); e.Beat() != 0 {
+			t.Errorf("a beat of %v before anything was sent", e.Beat())
+		}
+		s.frame('P', 40, 10)
+		pass(time.Second)
+		if e.Beat() != 120*ms {
+			t.Errorf("a beat of %v with 3000 players", e.Beat())
+		}
+		one := n.open[all[7].p.Conn.(*socket).fd]
+		for i := range 20 { // what comes with the beat is sent shortly behind it
+			pass(untilBeat(time.Now(), 120*ms, 0))
+			before := len(one.seen())
+			s.frame('P', 120*i, 10)
+			if pass(9 * ms); len(one.seen()) != before {
+				t.Fatalf("beat %d: sent too early", i)
+			}
+			if pass(ms); len(one.seen()) == before {
+				t.Fatalf("beat %d: not sent 10 ms behind it", i)
+			}
+			pass(time.Duration(i*13%90) * ms)
+		}
+		for _, p := range all {
+			p.End(Left)
+		}
+		s.frame('P', 9000, 10)
+		if pass(time.Second); e.Beat() != 0 {
+			t.Errorf("a beat of %v without players", e.Beat())
+		}
+	})
 }
 
 // With an owned descriptor nobody but the shard that has the player, or whoever

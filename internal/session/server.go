@@ -39,6 +39,8 @@ type Options struct {
 	Shards int
 	// Delays is told how late the fan-out is; may be nil.
 	Delays *load.Delays
+	// Slot is the process's number among those of the node; see fanout.Options.
+	Slot int
 	// IDPrefix makes the ids of sessions differ from those of other workers.
 	IDPrefix string
 }
@@ -58,12 +60,14 @@ func New(o Options) *Server {
 	s := &Server{opt: o, ledger: newLedger(o.Log, o.Set, o.IDPrefix)}
 	lateness := o.Set.NewHistogram("weir_flush_lateness_seconds")
 	took := o.Set.NewHistogram("weir_flush_seconds")
+	sends := o.Set.NewCounter("weir_sends_total")
 	s.engine = fanout.New(fanout.Options{
-		Shards: o.Shards, MaxLatency: o.Config.MaxLatency, MaxSlowBytes: int64(o.Config.MaxSlowBytes), Log: o.Log,
+		Shards: o.Shards, Slot: o.Slot, MaxLatency: o.Config.MaxLatency, MaxSlowBytes: int64(o.Config.MaxSlowBytes), Log: o.Log,
 		OnJump: func(why fanout.Jump) {
 			o.Set.GetOrCreateCounter(fmt.Sprintf(`weir_jumps_total{reason=%q}`, why)).Inc()
 		},
-		OnFlush: func(late, d time.Duration) {
+		OnFlush: func(late, d time.Duration, n int) {
+			sends.Add(n)
 			lateness.Update(late.Seconds())
 			took.Update(d.Seconds())
 			if o.Delays != nil {
@@ -86,6 +90,10 @@ func (s *Server) Players(key vhost.Key) int { return s.ledger.players(key.String
 // Counts returns the numbers of players (HLS viewers are none) and publishers. Other
 // nodes that pull or forward count, other workers of this one do not.
 func (s *Server) Counts() (players, publishers int) { return s.ledger.counts() }
+
+// Beat returns the time between two batches that players get, once their number has
+// made it as long as it may be, else 0; see fanout.Engine.Beat.
+func (s *Server) Beat() time.Duration { return s.engine.Beat() }
 
 // Kick ends a session and reports whether there was one of that id.
 func (s *Server) Kick(id string) bool {

@@ -1,0 +1,129 @@
+package edge
+
+import (
+	"context"
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// beatConn is the connection of a pull that reads only as often as the node's players
+// are sent something, when they are so many that they get large batches: what comes
+// earlier would wait for them all the same, and each read wakes the process. Between
+// two reads the kernel keeps what comes.
+//
+// All pulls of a machine read at the same moments, the multiples of the beat by the
+// clock, and the fan-out sends shortly after (see fanout.Engine.Beat).
+type beatConn struct {
+	net.Conn
+	raw  syscall.RawConn // nil if there is none
+	beat func() time.Duration
+
+	following atomic.Bool // the stream flows; until then each read is at once
+
+	// Owned by the reader.
+	drained bool // there was nothing more at the last read
+	got     int  // bytes since the last wait
+	parts   int  // of a beat in which to read
+
+	once sync.Once
+	gone chan struct{} // closed by Close
+}
+
+const (
+	// A shorter beat is not worth a wait.
+	leastBeat = 40 * time.Millisecond
+	// Longer without a read looks like a peer that does not read.
+	mostBeat = 400 * time.Millisecond
+	// So much is left in the kernel at a time: more could fill the window that the
+	// upstream may send in.
+	beatBytes = 48 << 10
+	mostParts = 16
+)
+
+func newBeatConn(c net.Conn, beat func() time.Duration) *beatConn {
+	b := &beatConn{Conn: c, beat: beat, parts: 1, gone: make(chan struct{})}
+	if sc, ok := c.(syscall.Conn); ok {
+		b.raw, _ = sc.SyscallConn()
+	}
+	return b
+}
+
+// dialer makes connections that follow the beat once they are told to, and hands
+// them to made.
+func (e *Edge) dialer(made func(*beatConn)) func(ctx context.Context, network, addr string) (net.Conn, error) {
+	d := &net.Dialer{Timeout: e.cfg.Pull.ConnectTimeout}
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := d.DialContext(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		b := newBeatConn(c, e.beat)
+		made(b)
+		return b, nil
+	}
+}
+
+// follow makes the connection read with the beat from now on.
+func (c *beatConn) follow() { c.following.Store(true) }
+
+// Read implements net.Conn.
+func (c *beatConn) Read(p []byte) (int, error) {
+	if c.drained && c.following.Load() {
+		c.wait()
+	}
+	n, err := c.Conn.Read(p)
+	c.got += n
+	c.drained = n < len(p) || c.empty()
+	return n, err
+}
+
+// wait returns at the next time to read.
+func (c *beatConn) wait() {
+	beat := c.beat()
+	if beat < leastBeat {
+		return
+	}
+	switch {
+	case c.got > beatBytes:
+		c.parts = min(2*c.parts, mostParts)
+	case c.got < beatBytes/4:
+		c.parts = max(c.parts/2, 1)
+	}
+	c.got = 0
+	parts := c.parts
+	for beat/time.Duration(parts) > mostBeat {
+		parts *= 2
+	}
+	beat /= time.Duration(parts)
+	timer := time.NewTimer(beat - time.Duration(time.Now().UnixNano()%int64(beat)))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-c.gone:
+	}
+}
+
+// empty reports whether the kernel has nothing more for now.
+func (c *beatConn) empty() bool {
+	if c.raw == nil {
+		return false
+	}
+	n := 1
+	_ = c.raw.Control(func(fd uintptr) {
+		if left, err := unix.IoctlGetInt(int(fd), unix.SIOCINQ); err == nil {
+			n = left
+		}
+	})
+	return n == 0
+}
+
+// Close implements net.Conn.
+func (c *beatConn) Close() error {
+	c.once.Do(func() { close(c.gone) })
+	return c.Conn.Close()
+}

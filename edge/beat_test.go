@@ -1,0 +1,140 @@
+package edge
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// beatPipe is a connection that follows a beat, with what its peer writes.
+func beatPipe(t *testing.T, beat time.Duration) (c *beatConn, peer net.Conn) {
+	near, far := net.Pipe()
+	t.Cleanup(func() { near.Close(); far.Close() })
+	return newBeatConn(near, func() time.Duration { return beat }), far
+}
+
+// reads returns the times, from the beginning on, at which what is written every 10 ms
+// is read.
+func reads(t *testing.T, c *beatConn, peer net.Conn, size, count int) (at []time.Duration) {
+	stop := make(chan bool)
+	wrote := make(chan bool)
+	go func() {
+		defer close(wrote)
+		var queue bytes.Buffer // what the kernel would keep
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+				queue.Write(make([]byte, size))
+			}
+			_ = peer.SetWriteDeadline(time.Now().Add(time.Microsecond))
+			n, _ := peer.Write(queue.Bytes())
+			queue.Next(n)
+		}
+	}()
+	begin := time.Now()
+	b := make([]byte, 1<<20)
+	for range count {
+		if _, err := c.Read(b); err != nil {
+			t.Fatal(err)
+		}
+		at = append(at, time.Since(begin))
+	}
+	close(stop)
+	<-wrote
+	return at
+}
+
+// Pulls are read with the beat of the players, at its multiples by the clock, once the
+// stream flows; without a beat, or with a short one, at once.
+func TestPullsAreReadWithTheBeat(t *testing.T) {
+	const ms = time.Millisecond
+	for _, c := range []struct {
+		name        string
+		beat, every time.Duration // at which is read
+		size        int           // bytes written every 10 ms
+		follow      bool
+	}{
+		{"not yet", 120 * ms, 10 * ms, 100, false},
+		{"no beat", 0, 10 * ms, 100, true},
+		{"short beat", 30 * ms, 10 * ms, 100, true},
+		{"beat", 120 * ms, 120 * ms, 100, true},
+		{"long beat", 1000 * ms, 250 * ms, 100, true},
+		{"large stream", 120 * ms, 30 * ms, 12 << 10, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				conn, peer := beatPipe(t, c.beat)
+				if c.follow {
+					conn.follow()
+				}
+				at := reads(t, conn, peer, c.size, 30)
+				for i := 10; i < len(at); i++ {
+					if d := at[i] - at[i-1]; d > c.every+10*ms || d < c.every-10*ms {
+						t.Fatalf("read at %v, %v later than before, want %v", at[i], d, c.every)
+					}
+				}
+				if most := 20 * (c.every + ms); at[29]-at[9] > most || at[29]-at[9] < 20*(c.every-ms) {
+					t.Errorf("20 reads in %v, want %v", at[29]-at[9], 20*c.every)
+				}
+				conn.Close()
+			})
+		})
+	}
+}
+
+// Who closes a pull does not wait for its next read.
+func TestPullEndsWhileItWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, peer := beatPipe(t, time.Hour)
+		c.follow()
+		go func() { _, _ = peer.Write([]byte("x")) }()
+		if _, err := c.Read(make([]byte, 10)); err != nil {
+			t.Fatal(err)
+		}
+		begin := time.Now()
+		ended := make(chan error)
+		go func() {
+			_, err := c.Read(make([]byte, 10))
+			ended <- err
+		}()
+		synctest.Wait()
+		c.Close()
+		c.Close()
+		if err := <-ended; !errors.Is(err, io.ErrClosedPipe) || time.Since(begin) > 0 {
+			t.Errorf("%v after %v", err, time.Since(begin))
+		}
+	})
+}
+
+// Players of an edge whose pulls follow a beat get all of the stream, over both
+// protocols.
+func TestBeatLosesNothing(t *testing.T) {
+	for _, protocol := range []Protocol{PullRTMP, PullFLV} {
+		a := newUpstream(t, "a")
+		p := a.air(demo)
+		p.send(t, 0, 7)
+		cfg := quick().upstreams("rtmp://"+a.rtmp, "http://"+a.http)
+		cfg.Pull.Protocol = protocol
+		var asked atomic.Int64
+		e := startEdge(t, "edge", cfg, nil)
+		e.edge.beat = func() time.Duration { asked.Add(1); return leastBeat }
+		v := watchAt(t, e.point, "demo")
+		v.until(6)
+		for i := 7; i < 60; i++ {
+			p.send(t, i, i+1)
+			v.until(i)
+		}
+		if n := asked.Load(); n < 20 {
+			t.Errorf("%s: the beat was asked for %d times", protocol, n)
+		}
+	}
+}
