@@ -178,6 +178,10 @@ func (p *Placer) Decisions(after uint64, limit, maxNodes int) (page []schedule.D
 	return p.sched.Decisions(after, limit, maxNodes), p.sched.LastDecision()
 }
 
+// Node returns what is known of a node, by its id in lower case; nil if there is
+// none.
+func (p *Placer) Node(id string) *schedule.Facts { return p.sched.Node(id) }
+
 // noteRefusal logs the first of 10 s.
 func (p *Placer) noteRefusal(r schedule.Request, err error) {
 	const every = 10 * time.Second

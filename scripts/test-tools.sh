@@ -6,7 +6,7 @@ set -euo pipefail
 
 # program=Debian package. gcc and the C library's headers are for the race
 # detector, which needs cgo.
-need=(ffmpeg=ffmpeg ffprobe=ffmpeg rtmpdump=rtmpdump curl=curl git=git gcc=gcc ip=iproute2 chromium=chromium node=nodejs npm=npm)
+need=(ffmpeg=ffmpeg ffprobe=ffmpeg rtmpdump=rtmpdump curl=curl git=git gcc=gcc ip=iproute2 chromium=chromium node=nodejs npm=npm dig=bind9-dnsutils)
 
 packages=()
 missing() {

@@ -2,6 +2,7 @@ package schedule
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 )
@@ -16,6 +17,7 @@ type query struct {
 	region  word
 	role    word
 	speaks  protocols // that the session can use
+	family  protocols // that it must have; 0: any
 }
 
 // filter writes into reasons why nodes cannot take a session, for those that no
@@ -134,7 +136,7 @@ type addressFilter struct{}
 
 func (addressFilter) reject(q *query, nodes []node, reasons []Reason) {
 	for i := range nodes {
-		if reasons[i] == able && nodes[i].speaks&q.speaks == 0 {
+		if reasons[i] == able && (nodes[i].speaks&q.speaks == 0 || nodes[i].speaks&q.family != q.family) {
 			reasons[i] = NoAddress
 		}
 	}
@@ -152,20 +154,42 @@ func (f hardFilter) reject(_ *query, nodes []node, reasons []Reason) {
 	}
 }
 
-// protocols are those for which a node has an address.
+// protocols are those for which a node has an address, and what the address is.
 type protocols uint8
 
 const (
 	speaksRTMP protocols = 1 << iota
 	speaksHTTP
+	isIPv4
+	isIPv6
 )
 
+// Family is what the address of a node is, beside a name.
+type Family protocols
+
+// The families.
+const (
+	IPv4 = Family(isIPv4)
+	IPv6 = Family(isIPv6)
+)
+
+// speaks looks at the RTMP address for the family, or else at the HTTP address.
 func speaks(n *Node) (p protocols) {
-	if n.RTMP != "" {
-		p |= speaksRTMP
-	}
+	addr := n.RTMP
 	if n.HTTP != "" {
 		p |= speaksHTTP
+	}
+	if n.RTMP != "" {
+		p |= speaksRTMP
+	} else {
+		addr = n.HTTP
+	}
+	if host, err := netip.ParseAddrPort(addr); err == nil {
+		if host.Addr().Unmap().Is4() {
+			p |= isIPv4
+		} else {
+			p |= isIPv6
+		}
 	}
 	return p
 }

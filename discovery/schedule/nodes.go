@@ -116,9 +116,10 @@ func (s *Scheduler) Update(now time.Time, nodes []Node) {
 	}
 	s.nodes, s.about, s.said, s.meanRate = next, more, all, 0
 	if !same {
-		s.byID = make(map[string]int, len(order))
+		s.byID, s.byName = make(map[string]int, len(order)), make(map[string]int, len(order))
 		for i := range more {
 			s.byID[more[i].ID] = i
+			s.byName[strings.ToLower(more[i].ID)] = i
 		}
 	}
 	if sessions >= 10 {
@@ -156,6 +157,17 @@ func (s *Scheduler) report(n *node, a *about, in *Node) {
 	}
 	n.over = in.Load >= s.cfg.SoftLimit || n.over && in.Load > s.cfg.SoftLimit-s.cfg.Hysteresis
 	n.reserved = a.reserved.bits / a.capacity(&s.cfg)
+}
+
+// Node returns what is known of a node, by its id in lower case; nil if there is
+// none.
+func (s *Scheduler) Node(id string) *Facts {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if i, ok := s.byName[id]; ok {
+		return s.about[i].facts
+	}
+	return nil
 }
 
 // expireEvery is how often sessions that did not come are looked for.

@@ -67,6 +67,7 @@ type Request struct {
 	Region   string     // of the client; empty: found from Client
 	Exclude  []string   // ids of nodes that must not be chosen
 	Protocol string     // "rtmp" or "http": the address that the node must have; empty: any
+	Family   Family     // of the IP address that the node must have; 0: any, or a name
 	// BitRate of the session in bits per second; 0: the mean of all sessions.
 	BitRate float64
 	Owner   string // id of the node that owns the stream, if one does
@@ -120,9 +121,10 @@ type Scheduler struct {
 	about    []about // of the same node as nodes
 	said     []said  // likewise; never changed, because records keep it
 	byID     map[string]int
-	meanRate float64 // bits per second of a session, over all nodes; 0: not known
-	picks    uint64  // decisions so far that chose a node
-	queries  uint64  // decisions so far
+	byName   map[string]int // by the id in lower case
+	meanRate float64        // bits per second of a session, over all nodes; 0: not known
+	picks    uint64         // decisions so far that chose a node
+	queries  uint64         // decisions so far
 	expired  time.Time
 	carriers carriers
 	records  records
@@ -166,7 +168,7 @@ func New(cfg Config, locate Locator, seed uint64) *Scheduler {
 // choice then has the decision with the reasons. why asks for the reasons in an
 // answer that has nodes; without it the Decision is the head alone.
 func (s *Scheduler) Decide(now time.Time, r Request, why bool) (Choice, error) {
-	q := query{Request: r, now: now, oldest: now.Add(-s.cfg.ReportTTL).UnixNano(), speaks: wanted(r.Protocol)}
+	q := query{Request: r, now: now, oldest: now.Add(-s.cfg.ReportTTL).UnixNano(), speaks: wanted(r.Protocol), family: protocols(r.Family)}
 	if q.Vhost == "" {
 		q.Vhost, _, _ = strings.Cut(r.Stream, "/")
 	}

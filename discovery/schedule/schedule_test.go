@@ -83,6 +83,14 @@ func TestFilters(t *testing.T) {
 	f(NoAddress, nil, func(n *Node) { n.RTMP = "" }, func(r *Request) { r.Protocol = "rtmp" })
 	f(NoAddress, nil, func(n *Node) { n.RTMP, n.HTTP = "", "" }, nil)
 	f(OverHard, nil, func(n *Node) { n.Load = 0.9 }, nil)
+	ip := func(rtmp, http string) func(*Node) { return func(n *Node) { n.RTMP, n.HTTP = rtmp, http } }
+	for _, other := range []func(*Node){ip("[2001:db8::1]:1935", "10.0.0.1:80"), ip("", "[2001:db8::1]:80"), ip("host:1935", "")} {
+		s := New(configured(nil), nil, 1)
+		s.Update(t0, []Node{edge("four", 0.5, ip("10.0.0.1:1935", "")), edge("other", 0, other)})
+		if c, err := s.Decide(t0, Request{Action: Play, Family: IPv4}, false); err != nil || ids(c) != "four" {
+			t.Errorf("IPv4: %s, %v", ids(c), err)
+		}
+	}
 }
 
 // A vhost that is bound to a group has its nodes, and a vhost that is not has the

@@ -8,6 +8,8 @@ import (
 
 	"weir/configs"
 	"weir/discovery"
+	"weir/discovery/dns"
+	"weir/discovery/httpdns"
 	"weir/discovery/schedule"
 	"weir/internal/admin"
 	"weir/internal/node"
@@ -26,6 +28,10 @@ type Config struct {
 
 	// How nodes are chosen for players and publishers.
 	Schedule ScheduleConfig `yaml:"schedule"`
+	// HTTP-DNS: where clients are told over HTTP which nodes to use.
+	Resolve httpdns.Config `yaml:"resolve"`
+	// DNS: names that stand for nodes.
+	DNS dns.Config `yaml:"dns"`
 }
 
 // ScheduleConfig configures scheduling.
@@ -42,7 +48,7 @@ type ScheduleConfig struct {
 func Default() Config {
 	return Config{
 		Role: "discovery", ServerConfig: discovery.DefaultServerConfig(),
-		Schedule: ScheduleConfig{Config: schedule.DefaultConfig()},
+		Schedule: ScheduleConfig{Config: schedule.DefaultConfig()}, Resolve: httpdns.DefaultConfig(), DNS: dns.DefaultConfig(),
 	}
 }
 
@@ -53,5 +59,5 @@ func (c *Config) Validate() error {
 		role = errors.New("role: must be discovery")
 	}
 	return errors.Join(role, configs.Prefix("node", c.Node.Validate()), configs.Prefix("admin", c.Admin.Validate()), c.ServerConfig.Validate(),
-		configs.Prefix("schedule", c.Schedule.Validate()))
+		configs.Prefix("schedule", c.Schedule.Validate()), configs.Prefix("resolve", c.Resolve.Validate()), configs.Prefix("dns", c.DNS.Validate()))
 }

@@ -41,7 +41,8 @@ func Run(ctx context.Context, cfg Config, o Options) error {
 		}
 		return err
 	}
-	server.Schedule(discovery.NewPlacer(engine, cfg.Schedule.Config, regions, o.Log, set))
+	placer := discovery.NewPlacer(engine, cfg.Schedule.Config, regions, o.Log, set)
+	server.Schedule(placer)
 	l := o.Listener
 	if l == nil {
 		if l, err = node.Listen(ctx, "listen", cfg.Listen); err != nil {
@@ -66,6 +67,12 @@ func Run(ctx context.Context, cfg Config, o Options) error {
 		})
 		g.Go(func() error { return a.Serve(ctx, al) })
 	}
+	front, err := listenFront(ctx, cfg)
+	if err != nil {
+		l.Close()
+		return err
+	}
+	front.serve(ctx, g, cfg, placer, o.Log, set)
 	o.Log.Info("discovery listens", "http", l.Addr().String())
 	g.Go(func() error { return server.Serve(ctx, l) })
 	if o.Ready != nil {
