@@ -2,13 +2,18 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/http"
+	"os"
 	"os/exec"
 	"runtime"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // loadInfo is the load of a node in the admin API.
@@ -84,7 +89,7 @@ func burn(t *testing.T) (stop func()) {
 // discovery hears of it; when dd is gone it falls again.
 func TestBurnerBesideNode(t *testing.T) {
 	discovery := startDiscovery(t, "")
-	edge := startEdge(t, "edge", 2, discoveryAt(discovery))
+	edge := startEdge(t, "edge", 2, discoveryAt(discovery)+"load: {hold: 1s}\n")
 	cpu := func(what string, good func(float64) bool) {
 		t.Helper()
 		eventually(t, time.Minute, what, func() error {
@@ -161,5 +166,95 @@ func TestLoadOfNode(t *testing.T) {
 			return fmt.Errorf("discovery knows of the origin %v", o.Load)
 		}
 		return nil
+	})
+}
+
+// head asks for what a player would get first, without following redirects.
+func head(url string) (fetched, error) {
+	request, err := http.NewRequest(http.MethodHead, url, nil)
+	if err != nil {
+		return fetched{}, err
+	}
+	return do(request)
+}
+
+// The node becomes full while players are there: they are asked to leave one by one,
+// new ones are told to come back, publishers are let in; and then there is room again.
+// What is full are the descriptors of its worker, because that can be had on any
+// machine.
+func TestOverloadIsSurvived(t *testing.T) {
+	origin := startOrigin(t, "origin", addresses{}, "")
+	edge := startEdge(t, "edge", 1, upstreamsOf(origin.rtmp)+
+		"load:\n  after: 500ms\n  hold: 1s\n  cpu: {weight: 0}\n  process_cpu: {weight: 0}\n  memory: {weight: 0}\n  network: {weight: 0}\n"+
+		"  lateness: {weight: 0}\nadmission: {shed_after: 1s, shed_rate: 0.1}\n")
+	publishClip(t, origin.rtmpURL("live/demo"))
+	var players []*player
+	for range 12 {
+		p := playFLV(t, edge.httpURL("live/demo.flv"), "")
+		p.await(1, 0)
+		players = append(players, p)
+	}
+	edge.awaitSessions("play", demo, len(players))
+
+	const most = 200 // descriptors
+	pid := edge.awaitWorkers(1)[0].PID
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: most, Max: most}, nil); err != nil {
+		t.Fatal(err)
+	}
+	var idle []net.Conn
+	release := func() {
+		for _, c := range idle {
+			c.Close()
+		}
+	}
+	defer release()
+	open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range most*95/100 - len(open) {
+		c, err := net.Dial("tcp", edge.http)
+		if err != nil {
+			t.Fatal(err)
+		}
+		idle = append(idle, c)
+	}
+	edge.sees("load is over the hard limit")
+	eventually(t, waitTimeout, "a new player is told to come back", func() error {
+		f, err := head(edge.httpURL("live/demo.flv"))
+		if err != nil {
+			return err
+		}
+		if f.status != http.StatusServiceUnavailable || f.header.Get("Retry-After") == "" {
+			return fmt.Errorf("HTTP status %d, %v", f.status, f.header)
+		}
+		return nil
+	})
+	publishClip(t, edge.rtmpURL("live/second"))
+	edge.awaitSessions("publish", "__defaultVhost__/live/second", 1)
+	edge.sees("players are asked to leave: the node is full")
+	eventually(t, waitTimeout, "players leave", func() error {
+		left := 0
+		for _, p := range players {
+			if p.playing() != nil {
+				left++
+			}
+		}
+		if left == 0 {
+			return errors.New("none has")
+		}
+		return nil
+	})
+	if n := scrape(t, edge.admin).sum("weir_sessions_ended_total", `kind="play"`, `reason="overload"`); n < 1 {
+		t.Errorf("%v sessions ended by overload", n)
+	}
+	release()
+	edge.sees("load is under the hard limit again")
+	eventually(t, waitTimeout, "a new player is let in", func() error {
+		f, err := head(edge.httpURL("live/demo.flv"))
+		if err == nil && f.status != http.StatusOK {
+			err = fmt.Errorf("HTTP status %d: %s", f.status, f.body)
+		}
+		return err
 	})
 }

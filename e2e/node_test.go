@@ -110,6 +110,9 @@ func startEdge(t testing.TB, id string, workers int, more string) *node {
 func launch(t testing.TB, role, id string, a addresses, more string) *node {
 	t.Helper()
 	a.fill(t)
+	if !strings.Contains("\n"+more, "\nload:") { // the machine may be busy with other tests
+		more += "load: {soft_limit: 0, hard_limit: 0}\n"
+	}
 	n := &node{id: id, rtmp: a.rtmp, http: a.http, admin: a.admin}
 	config := fmt.Sprintf("role: %s\nnode: {id: %s, %s}\nrtmp: {listen: %q}\nhttp: {listen: %q}\nadmin: {listen: %q}\nadvertise: {rtmp: %q, http: %q}\n%s",
 		role, id, a.labels, a.rtmp, a.http, a.admin, a.advertiseRTMP, a.advertiseHTTP, more)

@@ -10,6 +10,7 @@ import (
 	"weir/discovery"
 	"weir/hls"
 	"weir/internal/admin"
+	"weir/internal/admission"
 	"weir/internal/drain"
 	"weir/internal/limit"
 	"weir/internal/load"
@@ -46,6 +47,8 @@ type Config struct {
 	Play session.Config `yaml:"play"`
 	// How busy the node counts, which discovery is told.
 	Load load.Config `yaml:"load"`
+	// How many newcomers the node lets in, and what it does when it is full.
+	Admission admission.Config `yaml:"admission"`
 	// How streams are pulled from upstream.
 	Pull PullConfig `yaml:"pull"`
 	// What happens to publishers at this edge: they are forwarded to an origin.
@@ -130,6 +133,7 @@ func Default() Config {
 		Discovery:   discovery.DefaultConfig(),
 		Play:        session.DefaultConfig(5 * time.Second),
 		Load:        load.DefaultConfig(),
+		Admission:   admission.DefaultConfig(),
 		Pull: PullConfig{
 			Protocol:       PullRTMP,
 			Linger:         5 * time.Second,
@@ -171,6 +175,7 @@ func (c *Config) Validate() error {
 	add("discovery", c.Discovery.Validate())
 	add("play", c.Play.Validate())
 	add("load", c.Load.Validate())
+	add("admission", c.Admission.Validate())
 	add("pull", c.Pull.Validate())
 	add("forward", c.Forward.Validate())
 	add("hls_cache", c.HLSCache.Validate())

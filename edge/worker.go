@@ -16,6 +16,7 @@ import (
 	"weir/configs"
 	"weir/discovery"
 	"weir/internal/admin"
+	"weir/internal/admission"
 	"weir/internal/drain"
 	"weir/internal/load"
 	"weir/internal/session"
@@ -59,32 +60,37 @@ func RunWorker(c *worker.Child, log *slog.Logger) error {
 	defer e.Close()
 	delays := &load.Delays{}
 	var draining *drain.Process
+	var process *load.Process
+	status := func() load.Status { return process.Status() }
+	gate := admission.NewGate(admission.GateOptions{
+		Config: cfg.Admission, Processes: c.Count, Status: status, TakePublishers: true, Set: set,
+	})
 	door = session.New(session.Options{
 		Config: cfg.Play, RTMP: cfg.RTMP.ServerConfig, Vhosts: e.Vhosts(), Role: e, Delays: delays, Log: log, Set: set,
 		Admit: func(ctx context.Context, n session.Newcomer) error {
-			if !draining.Draining() {
-				return nil
+			if draining.Draining() {
+				return e.TurnAway(ctx, n)
 			}
-			return e.TurnAway(ctx, n)
+			return gate.Admit(ctx, n)
 		},
 		Shards:   1, // the node has a worker for each core
 		Slot:     c.Index,
 		IDPrefix: strconv.Itoa(c.Index) + "-",
 	})
 	draining = drain.NewProcess(door, log, set)
-	process, err := load.NewProcess(load.ProcessOptions{
-		Config: cfg.Load, Worker: c.Index, Delays: delays, Sessions: door.Counts, Log: log,
-	})
-	if err != nil {
+	if process, err = load.NewProcess(load.ProcessOptions{
+		Config: cfg.Load, Worker: c.Index, Delays: delays, Sessions: door.Census, Log: log,
+	}); err != nil {
 		return err
 	}
+	shedder := admission.NewShedder(cfg.Admission, status, door, log, set)
 	source := admin.Source{
 		Metrics:  []*metrics.Set{set},
 		Streams:  func() []admin.StreamInfo { return e.Streams(door.Players) },
 		Sessions: door.Sessions,
 		Kick:     door.Kick,
 		Drain:    draining.Apply,
-		Load:     process.Report,
+		Load:     process.Exchange,
 	}
 
 	running, cancel := context.WithCancel(c.Context())
@@ -92,6 +98,7 @@ func RunWorker(c *worker.Child, log *slog.Logger) error {
 	g, ctx := errgroup.WithContext(running)
 	g.Go(func() error { return process.Run(ctx) })
 	g.Go(func() error { return draining.Run(ctx) })
+	g.Go(func() error { return shedder.Run(ctx) })
 	g.Go(func() error { return serveSiblings(ctx, siblings, e, door, source) })
 	err = session.Door{
 		Sessions: door, RTMP: c.Listeners[listenRTMP], HTTP: c.Listeners[listenHTTP],

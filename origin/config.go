@@ -8,6 +8,7 @@ import (
 	"weir/configs"
 	"weir/discovery"
 	"weir/internal/admin"
+	"weir/internal/admission"
 	"weir/internal/drain"
 	"weir/internal/limit"
 	"weir/internal/load"
@@ -38,6 +39,8 @@ type Config struct {
 	Play session.Config `yaml:"play"`
 	// How busy the node counts, which discovery is told.
 	Load load.Config `yaml:"load"`
+	// How many newcomers the node lets in, and what it does when it is full.
+	Admission admission.Config `yaml:"admission"`
 	// What happens to the streams of publishers.
 	Publish PublishConfig `yaml:"publish"`
 	// How many connections the node takes, RTMP and HTTP together.
@@ -67,6 +70,7 @@ func Default() Config {
 		Discovery: discovery.DefaultConfig(),
 		Play:      session.DefaultConfig(0),
 		Load:      load.DefaultConfig(),
+		Admission: admission.DefaultConfig(),
 		Publish:   PublishConfig{ResumeWindow: 10 * time.Second},
 		Limits:    limit.DefaultConfig(),
 		Drain:     drain.DefaultConfig(),
@@ -93,6 +97,7 @@ func (c *Config) Validate() error {
 	add("discovery", c.Discovery.Validate())
 	add("play", c.Play.Validate())
 	add("load", c.Load.Validate())
+	add("admission", c.Admission.Validate())
 	add("limits", c.Limits.Validate())
 	add("drain", c.Drain.Validate())
 	add("vhosts", c.Vhosts.Validate())

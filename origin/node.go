@@ -16,6 +16,7 @@ import (
 
 	"weir/discovery"
 	"weir/internal/admin"
+	"weir/internal/admission"
 	"weir/internal/drain"
 	"weir/internal/load"
 	"weir/internal/node"
@@ -90,18 +91,22 @@ func Run(ctx context.Context, cfg Config, opt NodeOptions) error {
 		}
 	}
 	delays := &load.Delays{}
+	status := func() load.Status { return meter.Status() }
+	gate := admission.NewGate(admission.GateOptions{
+		Config: cfg.Admission, Status: status, KeepNodes: true, Returns: o.Returns, Set: set,
+	})
 	door := session.New(session.Options{
 		Config: cfg.Play, RTMP: cfg.RTMP.ServerConfig, Vhosts: o.Vhosts(), Role: o, Delays: delays, Log: log, Set: set,
 		Admit: func(ctx context.Context, n session.Newcomer) error {
-			if !drained.Draining() {
-				return nil
+			if drained.Draining() {
+				return o.TurnAway(ctx, n)
 			}
-			return o.TurnAway(ctx, n)
+			return gate.Admit(ctx, n)
 		},
 		NodesStay: true,
 	})
 	measured, err := load.NewProcess(load.ProcessOptions{
-		Config: cfg.Load, Worker: -1, Delays: delays, Sessions: door.Counts, Log: log,
+		Config: cfg.Load, Worker: -1, Delays: delays, Sessions: door.Census, Log: log,
 	})
 	if err != nil {
 		return err
@@ -151,6 +156,8 @@ func Run(ctx context.Context, cfg Config, opt NodeOptions) error {
 		g.Go(func() error { return server.Serve(ctx, l) })
 	}
 	g.Go(func() error { return meter.Run(ctx) })
+	shedder := admission.NewShedder(cfg.Admission, status, door, log, set)
+	g.Go(func() error { return shedder.Run(ctx) })
 	g.Go(func() error { return process.Run(ctx) })
 	g.Go(func() error { return drained.Run(ctx) })
 	g.Go(func() error { return drained.EndAfter(ctx, opt.Terminate, finish) })

@@ -12,11 +12,7 @@ import (
 // viewers of HLS, as long as they are here; players are sent to an edge. A new
 // publisher is sent to another origin; one that comes back to its stream is let in.
 func (o *Origin) TurnAway(ctx context.Context, n session.Newcomer) error {
-	o.mu.Lock()
-	p := o.streams[n.Target.Key.String()]
-	live := p != nil && p.shown && !p.ended
-	back := live && p.publisher == nil
-	o.mu.Unlock()
+	live, back := o.stands(n)
 	role := discovery.RoleOrigin
 	switch {
 	case n.Kind == session.KindPublish && back && n.Peer.Node == "": // an edge has other origins for it
@@ -31,4 +27,20 @@ func (o *Origin) TurnAway(ctx context.Context, n session.Newcomer) error {
 		return &session.Redirect{RTMP: other.Addr.RTMP, HTTP: other.Addr.HTTP}
 	}
 	return &session.Refusal{Code: session.Draining, Text: "This node is being taken out of service."}
+}
+
+// stands says whether the stream of a newcomer is live here, and whether it waits for
+// its publisher.
+func (o *Origin) stands(n session.Newcomer) (live, back bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	p := o.streams[n.Target.Key.String()]
+	live = p != nil && p.shown && !p.ended
+	return live, live && p.publisher == nil
+}
+
+// Returns reports whether a publisher comes back to a stream that waits for it here.
+func (o *Origin) Returns(n session.Newcomer) bool {
+	_, back := o.stands(n)
+	return back
 }

@@ -83,6 +83,7 @@ edge() {
 		advertise: {rtmp: "$edge_rtmp", http: "$edge_http"}
 		discovery: {urls: ["http://$discovery"]}
 		play: {$1}
+		load: {soft_limit: 0, hard_limit: 0}
 		vhosts: {__defaultVhost__: {upstreams: ["rtmp://$origin_rtmp"]}}
 	END
 	ready "$edge_admin"

@@ -117,6 +117,12 @@ type member struct {
 
 func parse(text string) *template.Template { return template.Must(template.New("").Parse(text)) }
 
+// unlimited keeps the nodes of a local cluster from turning players away because the
+// machine is busy with something else.
+const unlimited = `# All nodes and whatever else runs are on one machine: its being busy says nothing.
+load: {soft_limit: 0, hard_limit: 0}
+`
+
 func (l layout) members() []member {
 	originConfig := func(id, p string) *template.Template {
 		return parse(`role: origin
@@ -128,7 +134,7 @@ advertise:
   rtmp: "{{.Reach .` + p + `.RTMP}}"
   http: "{{.Reach .` + p + `.HTTP}}"
 discovery: {urls: ["http://{{.Local .Discovery}}"]}
-`)
+` + unlimited)
 	}
 	return []member{
 		{"discovery", "discovery", parse("role: discovery\nlisten: \"{{.At .Discovery}}\"\n"), ports{HTTP: l.Discovery}},
@@ -144,7 +150,7 @@ advertise:
   http: "{{.Reach .Edge.HTTP}}"
 workers: {{.Workers}}
 discovery: {urls: ["http://{{.Local .Discovery}}"]}
-vhosts:
+` + unlimited + `vhosts:
   __defaultVhost__:
     upstreams: ["rtmp://{{.Local .A.RTMP}}", "rtmp://{{.Local .B.RTMP}}"]
 `), l.Edge},

@@ -371,10 +371,10 @@ func TestExitCodesInDocument(t *testing.T) {
 func TestReasonsInDocument(t *testing.T) {
 	text := docNamed(t, "docs/operations.md").text
 	reasons := []string{session.Unpublished}
-	for _, r := range []fanout.Reason{fanout.Ended, fanout.Left, fanout.TooSlow, fanout.Kicked, fanout.Shutdown, fanout.Failed, fanout.Moved, fanout.Drained} {
+	for _, r := range []fanout.Reason{fanout.Ended, fanout.Left, fanout.TooSlow, fanout.Kicked, fanout.Shutdown, fanout.Failed, fanout.Moved, fanout.Overload, fanout.Drained} {
 		reasons = append(reasons, string(r))
 	}
-	for _, c := range []session.Code{session.Conflict, session.Denied, session.BadRequest, session.Limit, session.Unavailable, session.Stopping, session.Draining} {
+	for _, c := range []session.Code{session.Conflict, session.Denied, session.BadRequest, session.Limit, session.Unavailable, session.Stopping, session.Draining, session.Overload} {
 		reasons = append(reasons, string(c))
 	}
 	for _, r := range reasons {

@@ -99,7 +99,7 @@ func TestMetricsOfNodesAreInDocument(t *testing.T) {
 	door, web, admin := freeAddr(t), freeAddr(t), freeAddr(t)
 	admins = append(admins, admin)
 	file := fmt.Sprintf("role: edge\nworkers: 2\nrtmp: {listen: %s}\nhttp: {listen: %s}\nadmin: {listen: %s}\n"+
-		"play: {wait_publisher: 1s}\ndiscovery: {urls: [\"http://%s\"]}\n", door, web, admin, directory)
+		"play: {wait_publisher: 1s}\nload: {soft_limit: 0, hard_limit: 0}\ndiscovery: {urls: [\"http://%s\"]}\n", door, web, admin, directory)
 	e := configured(t, edge.Default(), func(c *edge.Config) any { return c }, file)
 	g.Go(func() error {
 		return edge.Run(ctx, e, edge.NodeOptions{

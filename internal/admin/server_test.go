@@ -236,15 +236,16 @@ func TestLoadsOfWorkers(t *testing.T) {
 	hang := make(chan struct{})
 	t.Cleanup(func() { close(hang) })
 	var hangs atomic.Bool
+	var heard atomic.Pointer[load.Status]
 	said := load.Report{Worker: 7, CPU: 0.25, Players: 3} // it does not know its number
-	speaks := worker(t, 0, "", WorkerHandler(Source{Load: func() (load.Report, bool) { return said, true }}))
+	speaks := worker(t, 0, "", WorkerHandler(Source{Load: func(s load.Status) (load.Report, bool) { heard.Store(&s); return said, true }}))
 	dumb := worker(t, 1, "", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if hangs.Load() {
 			<-hang
 		}
-		WorkerHandler(Source{Load: func() (load.Report, bool) { return said, true }}).ServeHTTP(w, r)
+		WorkerHandler(Source{Load: func(s load.Status) (load.Report, bool) { heard.Store(&s); return said, true }}).ServeHTTP(w, r)
 	}))
-	early := worker(t, 2, "", WorkerHandler(Source{Load: func() (load.Report, bool) { return said, false }}))
+	early := worker(t, 2, "", WorkerHandler(Source{Load: func(s load.Status) (load.Report, bool) { heard.Store(&s); return said, false }}))
 	for _, w := range []*fakeWorker{speaks, dumb, early} {
 		w.info.State = "ready"
 	}
@@ -263,20 +264,23 @@ func TestLoadsOfWorkers(t *testing.T) {
 			t.Fatalf("reports of %v, want %v", got, numbers)
 		}
 	}
-	want(ask(t.Context()), 0, 1)
+	want(ask(t.Context(), load.Status{Soft: true}), 0, 1)
+	if s := heard.Load(); s == nil || !s.Soft || s.Hard {
+		t.Errorf("the workers heard %+v", s)
+	}
 	hangs.Store(true)
-	reports := ask(t.Context())
+	reports := ask(t.Context(), load.Status{Soft: true})
 	want(reports, 0, 1)
 	if reports[0].Lateness != 0 || reports[1].Lateness < workerTimeout/2 {
 		t.Errorf("a silent worker is late by %v, one that speaks by %v", reports[1].Lateness, reports[0].Lateness)
 	}
 	before := reports[1].Lateness
-	if now := ask(t.Context())[1].Lateness; now < before+workerTimeout/2 {
+	if now := ask(t.Context(), load.Status{Soft: true})[1].Lateness; now < before+workerTimeout/2 {
 		t.Errorf("late by %v and then by %v", before, now)
 	}
 	dumb.info.PID++ // another process, which is given its time
 	hangs.Store(false)
-	if r := ask(t.Context()); r[1].Lateness != 0 {
+	if r := ask(t.Context(), load.Status{Soft: true}); r[1].Lateness != 0 {
 		t.Errorf("a new worker is late by %v", r[1].Lateness)
 	}
 }

@@ -34,9 +34,9 @@ type Source struct {
 	// Drain makes an order the one in force; see drain.Process.Apply. Only a
 	// worker has it.
 	Drain func(o *drain.Order) drain.Progress
-	// Load returns what the process measures of itself, and whether that is complete.
-	// Only a worker's is asked.
-	Load func() (load.Report, bool)
+	// Load takes the status of the node and returns what the process measures of
+	// itself, and whether that is complete. Only a worker's is asked.
+	Load func(load.Status) (load.Report, bool)
 }
 
 func (s *Source) writeMetrics(w io.Writer) {
@@ -106,15 +106,20 @@ func WorkerHandler(source Source) http.Handler {
 		}
 		writeJSON(w, http.StatusOK, source.Drain(o))
 	}, http.MethodPut))
-	mux.Handle(workerLoad, get(func(w http.ResponseWriter, _ *http.Request) {
+	mux.Handle(workerLoad, only(func(w http.ResponseWriter, r *http.Request) {
+		var s load.Status
+		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody)).Decode(&s); err != nil {
+			writeError(w, http.StatusBadRequest, "read status: "+err.Error())
+			return
+		}
 		if source.Load != nil {
-			if r, known := source.Load(); known {
+			if r, known := source.Load(s); known {
 				writeJSON(w, http.StatusOK, r)
 				return
 			}
 		}
 		writeError(w, http.StatusServiceUnavailable, "not measured yet")
-	}))
+	}, http.MethodPut))
 	mux.HandleFunc("/", notFound)
 	return mux
 }

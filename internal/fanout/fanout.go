@@ -44,6 +44,7 @@ const (
 	Kicked   Reason = "kicked"       // an operator asked for it
 	Shutdown Reason = "shutdown"     // the node stops
 	Moved    Reason = "moved"        // the node drains, and the player was told to connect again
+	Overload Reason = "overload"     // the node is full, and asked the player to leave
 	Drained  Reason = "drained"      // the drain's time was over
 	Failed   Reason = "write_error"  // the connection broke
 )

@@ -31,9 +31,9 @@ var allowed = map[string]string{
 
 	// Roles. They are where the parts meet, so their lines are long; what
 	// matters is what they leave out: each other.
-	"edge": "configs discovery hls internal/admin internal/drain internal/flv internal/httpserver internal/limit internal/load" +
+	"edge": "configs discovery hls internal/admin internal/admission internal/drain internal/flv internal/httpserver internal/limit internal/load" +
 		" internal/media internal/node internal/rtmp internal/session internal/stream internal/units internal/vhost internal/worker",
-	"origin": "configs discovery hls internal/admin internal/drain internal/flv internal/httpserver internal/limit internal/load" +
+	"origin": "configs discovery hls internal/admin internal/admission internal/drain internal/flv internal/httpserver internal/limit internal/load" +
 		" internal/media internal/node internal/rtmp internal/session internal/stream internal/units internal/vhost",
 	"discovery": "configs discovery/schedule internal/units",
 	// Decisions alone: nodes come in, a choice goes out.
@@ -70,6 +70,7 @@ var allowed = map[string]string{
 	"internal/admin":             "configs internal/drain internal/load internal/node",
 	"internal/drain":             "", // paces what it knows only by interfaces
 	"internal/load":              "internal/units",
+	"internal/admission":         "internal/load internal/session",
 	"internal/node":              "",
 	"internal/units":             "",
 

@@ -91,6 +91,28 @@ func (l *Load) Report() map[string]float64 {
 	return m
 }
 
+// Status is what the processes of a node have to know of its load.
+type Status struct {
+	Effective float64 `json:"effective"`
+	Soft      bool    `json:"soft"`
+	Hard      bool    `json:"hard"`
+	// Shed: Hard, and it would help if players left.
+	Shed bool `json:"shed"`
+}
+
+// ownShare is the least share of the processor time that the node must take for itself
+// to be relieved by less work.
+const ownShare = 0.2
+
+// Status returns the part of l that decides about sessions.
+func (l *Load) Status() Status {
+	s := Status{Effective: l.Effective, Soft: l.Soft, Hard: l.Hard, Shed: l.Hard}
+	if l.Worst == CPU && l.Dimensions[ProcessCPU] < ownShare*l.Dimensions[CPU] {
+		s.Shed = false // it is others who take it
+	}
+	return s
+}
+
 // Report is what one process of a node measures of itself.
 type Report struct {
 	// Worker is the number of the process among the node's workers, -1 for their

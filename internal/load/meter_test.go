@@ -206,6 +206,30 @@ func TestNothingFlipsTwiceInHold(t *testing.T) {
 	}
 }
 
+// Players are asked to leave only if that helps: not where others take the processors.
+func TestShedOnlyWhatHelps(t *testing.T) {
+	for name, c := range map[string]struct {
+		busy float64
+		r    Report
+		hard bool
+		shed bool
+	}{
+		"calm":                  {0.2, Report{}, false, false},
+		"a burner":              {2, Report{Cores: 0.1, CPU: 0.05}, true, false},
+		"the node itself":       {2, Report{Cores: 1.5, CPU: 0.75}, true, true},
+		"late, whoever does it": {2, Report{Cores: 0.1, Lateness: time.Second}, true, true},
+	} {
+		k := newClocked(DefaultConfig())
+		var l Load
+		for range 20 {
+			l = k.step(c.busy, c.r)
+		}
+		if s := l.Status(); s.Hard != c.hard || s.Shed != c.shed || s.Effective != l.Effective {
+			t.Errorf("%s: %+v", name, s)
+		}
+	}
+}
+
 func TestLimitsSwitchedOff(t *testing.T) {
 	cfg := DefaultConfig()
 	cfg.SoftLimit, cfg.HardLimit = 0, 0

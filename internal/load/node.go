@@ -18,9 +18,9 @@ type NodeOptions struct {
 	Root   string // of the kernel's files; empty: "/"
 	// Process is the one that the Node is in. The Node runs it.
 	Process *Process
-	// Workers returns what the node's workers say of themselves. It has to end within
-	// a second or so. nil: the node is one process.
-	Workers func(ctx context.Context) []Report
+	// Workers tells the node's workers its status and returns what they say of
+	// themselves. It has to end within a second or so. nil: the node is one process.
+	Workers func(ctx context.Context, s Status) []Report
 	// Count is the number of workers; 0: the node is one process.
 	Count int
 	Log   *slog.Logger
@@ -78,6 +78,9 @@ func NewNode(o NodeOptions) *Node {
 	return n
 }
 
+// Status returns the part of the load that decides about sessions.
+func (n *Node) Status() Status { return n.load.Load().Status() }
+
 // perWorker are the dimensions that are measured in each process.
 var perWorker = map[Name]func(Report, Config) float64{
 	ProcessCPU:  func(r Report, _ Config) float64 { return r.CPU },
@@ -129,7 +132,7 @@ func (n *Node) measure(ctx context.Context, reader *Reader) {
 	before := n.load.Load()
 	var reports []Report
 	if n.opt.Workers != nil {
-		reports = n.opt.Workers(ctx)
+		reports = n.opt.Workers(ctx, before.Status())
 	}
 	now := time.Now()
 	n.opt.Process.measure(now)

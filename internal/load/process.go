@@ -2,10 +2,12 @@ package load
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"runtime"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -27,6 +29,7 @@ type Process struct {
 	mu     sync.Mutex
 	report Report // guarded by mu
 	known  bool   // guarded by mu; the rates are
+	status Status // guarded by mu; of the node, as the supervisor said last
 }
 
 // ProcessOptions are what a Process is made of.
@@ -83,6 +86,22 @@ func (p *Process) Report() (r Report, known bool) {
 	return r, known
 }
 
+// Exchange takes the status of the node and returns what Report does. It is what a
+// worker answers its supervisor with.
+func (p *Process) Exchange(s Status) (Report, bool) {
+	p.mu.Lock()
+	p.status = s
+	p.mu.Unlock()
+	return p.Report()
+}
+
+// Status returns the status of the node that the supervisor said last.
+func (p *Process) Status() Status {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.status
+}
+
 // measure reads the process. One caller at a time.
 func (p *Process) measure(now time.Time) {
 	u, err := p.reader.Process()
@@ -92,6 +111,9 @@ func (p *Process) measure(now time.Time) {
 	}
 	p.trouble = complain(p.log, "the load of the process cannot be measured in full", p.trouble, err)
 	r := Report{Worker: p.worker, Descriptors: u.Descriptors.share()}
+	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+		r.Descriptors = 1 // there is none to count them with
+	}
 	p.usage.add(now, u.CPU)
 	old, took := p.usage.before(now)
 	if took > 0 {

@@ -68,13 +68,19 @@ func StatusShutdown() Status {
 	return Status{CodeConnectShutdown, "The server is shutting down."}
 }
 
-// StatusDraining refuses a publish or play because the server takes no new ones.
+// StatusDraining refuses a publish or play because the server takes no new ones, or
+// none now.
 func StatusDraining(sentence string) Status { return Status{CodeConnectRejected, sentence} }
 
 // StatusMoved tells a player that its session ends and that it should connect
 // again.
 func StatusMoved() Status {
 	return Status{CodeConnectShutdown, "This server is being taken out of service: connect again."}
+}
+
+// StatusOverloaded tells a player that its session ends because the server is full.
+func StatusOverloaded() Status {
+	return Status{CodeConnectShutdown, "This server is full: connect again, if you can to another one."}
 }
 
 // StatusError is a refusal that a client got from a server, in any of its forms.

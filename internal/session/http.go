@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"errors"
+	"math"
 	"net"
 	"net/http"
 	"strconv"
@@ -66,7 +67,7 @@ func (s *Server) serveFLV(srv *httpserver.Server, ctx *fasthttp.RequestCtx, stem
 	}
 	wait, cancel := s.context(context.Background())
 	var feed Feed
-	if err = s.admitted(wait, KindPlay, t, l.peer); err == nil {
+	if err = s.admitted(wait, Newcomer{Kind: KindPlay, Target: t, Remote: l.remote, Peer: l.peer, Protocol: l.protocol}); err == nil {
 		feed, err = s.opt.Role.Play(wait, PlayRequest{Target: t, Remote: l.remote, Peer: l.peer})
 	}
 	cancel()
@@ -98,7 +99,12 @@ func (s *Server) serveFLV(srv *httpserver.Server, ctx *fasthttp.RequestCtx, stem
 	take, w := srv.Takeover, way{format: fanout.FLV{}, read: dropInput()}
 	switch {
 	case upgrade:
-		l.goodbye = func() []byte { return closeRestart }
+		l.goodbye = func(why fanout.Reason) []byte {
+			if why == fanout.Overload {
+				return closeTryAgain
+			}
+			return closeRestart
+		}
 		take, w = srv.TakeoverWebSocket, way{format: fanout.WebSocketFLV{}, farewell: closeNormally, read: controlFrames()}
 	case l.peer.Node != "":
 		w.farewell = endMark
@@ -121,6 +127,9 @@ var closeNormally = []byte{0x88, 2, 1000 >> 8, 1000 & 0xff}
 // closeRestart is a WebSocket close frame with status 1012, service restart, which
 // tells the client to connect again (IANA's registry of close codes, RFC 6455).
 var closeRestart = []byte{0x88, 2, 1012 >> 8, 1012 & 0xff}
+
+// closeTryAgain is one with status 1013, try again later (the same registry).
+var closeTryAgain = []byte{0x88, 2, 1013 >> 8, 1013 & 0xff}
 
 // playFLV begins to serve an HTTP player. Nothing of it stays here.
 func (s *Server) playFLV(l *live, t vhost.Target, feed Feed, conn net.Conn, w way) {
@@ -205,7 +214,7 @@ func (s *Server) serveHLS(ctx *fasthttp.RequestCtx, file hls.Request) {
 	defer cancel()
 	var o hls.Object
 	if !file.Segment { // a viewer that is here gets its segments to the end
-		err = s.admitted(wait, KindHLS, t, l.peer)
+		err = s.admitted(wait, Newcomer{Kind: KindHLS, Target: t, Remote: l.remote, Peer: l.peer, Protocol: l.protocol})
 	}
 	if err == nil {
 		o, err = s.opt.Role.HLS(wait, HLSRequest{Target: t, File: file, Remote: l.remote, Peer: l.peer})
@@ -257,7 +266,11 @@ func (s *Server) refuseHTTP(ctx *fasthttp.RequestCtx, l *live, stream string, er
 		httpserver.Error(ctx, http.StatusForbidden, r.Text)
 	case errors.As(err, &r):
 		httpserver.Error(ctx, http.StatusServiceUnavailable, r.Text)
-		ctx.Response.Header.Set(fasthttp.HeaderRetryAfter, "2")
+		after := 2
+		if r.RetryAfter > 0 {
+			after = int(math.Ceil(r.RetryAfter.Seconds()))
+		}
+		ctx.Response.Header.Set(fasthttp.HeaderRetryAfter, strconv.Itoa(after))
 	default:
 		httpserver.Error(ctx, http.StatusServiceUnavailable, "the stream cannot be played now")
 		ctx.Response.Header.Set(fasthttp.HeaderRetryAfter, "2")

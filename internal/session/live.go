@@ -13,6 +13,7 @@ import (
 
 	"weir/internal/admin"
 	"weir/internal/fanout"
+	"weir/internal/vhost"
 )
 
 // Protocols of sessions.
@@ -29,13 +30,14 @@ type live struct {
 	id       string
 	kind     string
 	protocol string
-	stream   string // key
+	stream   string       // key
+	vhost    *vhost.Vhost // of a player
 	remote   netip.AddrPort
 	peer     Peer
 	encoder  string
 	since    time.Time
-	close    func(why string) // ends the connection; safe to call at any time
-	goodbye  func() []byte    // what a player is told that is moved; nil if words mean nothing to it
+	close    func(why string)               // ends the connection; safe to call at any time
+	goodbye  func(why fanout.Reason) []byte // what a player is told that is moved; nil if words mean nothing to it
 
 	bytes   atomic.Uint64                  // of a publisher
 	told    atomic.Bool                    // to go elsewhere
@@ -223,10 +225,15 @@ func (g *ledger) players(stream string) int {
 	return g.streams[stream]
 }
 
-func (g *ledger) counts() (players, publishers int) {
+// overQuota reports whether a vhost has as many players as its quota or more.
+func (g *ledger) overQuota(v *vhost.Vhost) bool {
+	quota := v.Config.Play.Quota
+	if quota == 0 {
+		return false
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.playing, len(g.sessions) - g.playing - g.pulls
+	return g.vhosts[v.Name] >= quota
 }
 
 func (g *ledger) list() []admin.SessionInfo {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"weir/internal/fanout"
@@ -40,7 +41,41 @@ func (s *Server) Movable() []string {
 // connect again, as far as its protocol has words for that: an RTMP 302 for nodes,
 // a ReconnectRequest for RTMP players that advertised it, close code 1012 over
 // WebSocket. It reports whether there was such a player.
-func (s *Server) Move(id string) bool {
+func (s *Server) Move(id string) bool { return s.leave(id, fanout.Moved) }
+
+// Sheddable returns the ids of the players that can be asked to leave a node that is
+// full: those of vhosts over their quota first, as many as are over it, and apart from
+// that in no order. Other nodes are not asked: many players are behind them. It
+// implements admission.Sessions, as Shed does.
+func (s *Server) Sheddable() []string {
+	g := s.ledger
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	over := map[string]int{} // players over the quota, by vhost
+	var first, ids []string
+	for id, l := range g.sessions {
+		if !l.isPlayer() || l.peer.Node != "" || l.playing.Load() == nil || l.told.Load() {
+			continue
+		}
+		name, quota := l.vhost.Name, l.vhost.Config.Play.Quota
+		if _, ok := over[name]; !ok && quota > 0 {
+			over[name] = g.vhosts[name] - quota
+		}
+		if over[name] > 0 {
+			over[name]--
+			first = append(first, id)
+		} else {
+			ids = append(ids, id)
+		}
+	}
+	return append(first, ids...)
+}
+
+// Shed is Move for a node that is full: reason and words are others.
+func (s *Server) Shed(id string) bool { return s.leave(id, fanout.Overload) }
+
+// leave is Move for a reason.
+func (s *Server) leave(id string, why fanout.Reason) bool {
 	l := s.ledger.find(id)
 	if l == nil {
 		return false
@@ -50,11 +85,11 @@ func (s *Server) Move(id string) bool {
 		return false
 	}
 	if l.goodbye != nil {
-		if b := l.goodbye(); len(b) > 0 {
+		if b := l.goodbye(why); len(b) > 0 {
 			session.Inject(b)
 		}
 	}
-	session.EndGently(fanout.Moved)
+	session.EndGently(why)
 	return true
 }
 
@@ -79,11 +114,11 @@ func (s *Server) Cut() int {
 const whereTimeout = time.Second
 
 // goodbyeRTMP is what an RTMP player is told that is moved.
-func (s *Server) goodbyeRTMP(c *rtmp.ServerConn, req *rtmp.Request, t vhost.Target, peer Peer) []byte {
+func (s *Server) goodbyeRTMP(c *rtmp.ServerConn, req *rtmp.Request, t vhost.Target, remote netip.AddrPort, peer Peer, why fanout.Reason) []byte {
 	ctx, cancel := context.WithTimeout(s.ctx, whereTimeout)
 	defer cancel()
 	var r *Redirect
-	known := errors.As(s.admitted(ctx, KindPlay, t, peer), &r) && r.RTMP != ""
+	known := errors.As(s.admitted(ctx, Newcomer{Kind: KindPlay, Target: t, Remote: remote, Peer: peer, Protocol: protoRTMP, Leaving: true}), &r) && r.RTMP != ""
 	switch {
 	case peer.Node != "" && known:
 		return rtmp.RedirectNotice(r.rtmpURL(t), c.OutChunkSize())
@@ -92,7 +127,11 @@ func (s *Server) goodbyeRTMP(c *rtmp.ServerConn, req *rtmp.Request, t vhost.Targ
 	case req.CapsEx&rtmp.CapsReconnect != 0 && known:
 		return rtmp.ReconnectNotice(r.appURL(t), c.OutChunkSize())
 	}
-	return rtmp.StatusNotice(c.StreamID(), rtmp.StatusMoved(), c.OutChunkSize())
+	status := rtmp.StatusMoved()
+	if why == fanout.Overload {
+		status = rtmp.StatusOverloaded()
+	}
+	return rtmp.StatusNotice(c.StreamID(), status, c.OutChunkSize())
 }
 
 // turnedAway is what a publisher is told that is not admitted: encoders do not

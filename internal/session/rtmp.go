@@ -102,7 +102,7 @@ func (s *Server) publishRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.
 	if !t.Vhost.Config.MayPublish(t.Params().Get("key")) {
 		return refuse(&Refusal{Code: Denied, Text: "The publish key is missing or wrong."})
 	}
-	if err := s.admitted(ctx, KindPublish, t, peer); err != nil {
+	if err := s.admitted(ctx, Newcomer{Kind: KindPublish, Target: t, Remote: remote, Peer: peer, Protocol: protoRTMP}); err != nil {
 		var r *Redirect
 		if errors.As(err, &r) && r.RTMP != "" && peer.Node != "" { // nodes follow, encoders do not
 			s.ledger.refused(KindPublish, protoRTMP, reasonOf(err), l.stream, remote, err)
@@ -159,7 +159,7 @@ func publishStatus(err error) rtmp.Status {
 		return rtmp.StatusPublishDenied(r.Text)
 	case Stopping:
 		return rtmp.StatusShutdown()
-	case Draining:
+	case Draining, Overload:
 		return rtmp.StatusDraining(r.Text)
 	}
 	return rtmp.StatusPublishFailed(r.Text)
@@ -172,7 +172,7 @@ func playStatus(err error) rtmp.Status {
 		return rtmp.StatusStreamNotFound("Nobody publishes this stream.")
 	case errors.As(err, &r) && r.Code == Stopping, errors.Is(err, context.Canceled):
 		return rtmp.StatusShutdown()
-	case errors.As(err, &r) && r.Code == Draining:
+	case errors.As(err, &r) && (r.Code == Draining || r.Code == Overload):
 		return rtmp.StatusDraining(r.Text)
 	case errors.As(err, &r):
 		return rtmp.StatusPlayFailed(r.Text)
@@ -183,7 +183,7 @@ func playStatus(err error) rtmp.Status {
 // playRTMP serves one player until it leaves or the stream ends.
 func (s *Server) playRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.Request, t vhost.Target, remote netip.AddrPort, peer Peer) {
 	var feed Feed
-	err := s.admitted(ctx, KindPlay, t, peer)
+	err := s.admitted(ctx, Newcomer{Kind: KindPlay, Target: t, Remote: remote, Peer: peer, Protocol: protoRTMP})
 	if err == nil {
 		feed, err = s.opt.Role.Play(ctx, PlayRequest{Target: t, Remote: remote, Peer: peer})
 	}
@@ -200,7 +200,7 @@ func (s *Server) playRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.Req
 	defer feed.Release()
 	l := &live{
 		protocol: protoRTMP, remote: remote, peer: peer, encoder: req.FlashVer,
-		goodbye: func() []byte { return s.goodbyeRTMP(c, req, t, peer) },
+		goodbye: func(why fanout.Reason) []byte { return s.goodbyeRTMP(c, req, t, remote, peer, why) },
 	}
 	if err := s.admit(l, t, c); err != nil {
 		s.ledger.refused(KindPlay, protoRTMP, reasonOf(err), t.Key.String(), remote, err)

@@ -87,10 +87,6 @@ func (s *Server) Sessions() []admin.SessionInfo { return s.ledger.list() }
 // Players returns the number of players of a stream.
 func (s *Server) Players(key vhost.Key) int { return s.ledger.players(key.String()) }
 
-// Counts returns the numbers of players (HLS viewers are none) and publishers. Other
-// nodes that pull or forward count, other workers of this one do not.
-func (s *Server) Counts() (players, publishers int) { return s.ledger.counts() }
-
 // Beat returns the time between two batches that players get, once their number has
 // made it as long as it may be, else 0; see fanout.Engine.Beat.
 func (s *Server) Beat() time.Duration { return s.engine.Beat() }
@@ -106,11 +102,12 @@ func (s *Server) Kick(id string) bool {
 }
 
 // admitted asks Admit, if there is one.
-func (s *Server) admitted(ctx context.Context, kind string, t vhost.Target, p Peer) error {
+func (s *Server) admitted(ctx context.Context, n Newcomer) error {
 	if s.opt.Admit == nil {
 		return nil
 	}
-	return s.opt.Admit(ctx, Newcomer{Kind: kind, Target: t, Peer: p})
+	n.OverQuota = n.Kind != KindPublish && n.Peer.Node == "" && s.ledger.overQuota(n.Target.Vhost)
+	return s.opt.Admit(ctx, n)
 }
 
 // Stop ends all sessions, refuses new ones, and waits for the players' ends.
@@ -138,7 +135,7 @@ func (s *Server) bounds(v *vhost.Vhost) bounds {
 // admit enters a player's session. conn is closed when somebody ends it.
 func (s *Server) admit(l *live, t vhost.Target, conn io.Closer) error {
 	l.kind = KindPlay
-	l.stream = t.Key.String()
+	l.stream, l.vhost = t.Key.String(), t.Vhost
 	l.close = func(string) { conn.Close() }
 	return s.ledger.begin(l, t.Vhost.Name, s.bounds(t.Vhost))
 }

@@ -53,7 +53,16 @@ type PlayRequest struct {
 type Newcomer struct {
 	Kind   string // KindPublish, KindPlay or KindHLS
 	Target vhost.Target
+	Remote netip.AddrPort
 	Peer   Peer
+	// Protocol is "rtmp", "http-flv", "ws-flv" or "hls".
+	Protocol string
+	// OverQuota says that the vhost has as many players as its quota or more; never of
+	// nodes and publishers.
+	OverQuota bool
+	// Leaving says that this is a player that is here and is to leave: only where it
+	// should go is asked.
+	Leaving bool
 }
 
 // Kinds of newcomers. Those of sessions are the words of logs and metrics, too.
@@ -105,6 +114,7 @@ const (
 	Unavailable Code = "unavailable" // upstream or discovery cannot be reached
 	Stopping    Code = "shutdown"    // the node stops
 	Draining    Code = "draining"    // the node takes no new sessions
+	Overload    Code = "overload"    // the node has too much to do
 )
 
 // Refusal is a request that was understood and is not granted.
@@ -112,6 +122,8 @@ type Refusal struct {
 	Code Code
 	Text string // a sentence for the person at the other end
 	Err  error  // cause for the log; may be nil
+	// RetryAfter is when to come back, for those who can be told; 0: the usual time.
+	RetryAfter time.Duration
 }
 
 func (r *Refusal) Error() string {

@@ -76,6 +76,11 @@ type PlayConfig struct {
 	// The number of players of this vhost per process (an edge has one process per worker), HLS
 	// viewers not counted; 0 means no limit.
 	MaxPlayers int `yaml:"max_players"`
+	// The number of players that this vhost is to have room for, per process, HLS viewers not
+	// counted; 0 means no quota. While the node has room it may have more. When the node is busy
+	// (`load.soft_limit`) new ones above the quota are refused, and when it is full these are the
+	// first that are asked to leave.
+	Quota int `yaml:"quota"`
 	// The number of players of one stream per process, HLS viewers not counted; 0 means no
 	// limit.
 	MaxPlayersPerStream int `yaml:"max_players_per_stream"`
@@ -114,6 +119,9 @@ func (c *Config) Validate() error {
 	}
 	if c.Play.MaxPlayers < 0 {
 		bad("play.max_players: must not be negative")
+	}
+	if c.Play.Quota < 0 {
+		bad("play.quota: must not be negative")
 	}
 	if c.Play.MaxPlayersPerStream < 0 {
 		bad("play.max_players_per_stream: must not be negative")

@@ -1,0 +1,330 @@
+package admission
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/VictoriaMetrics/metrics"
+
+	"weir/internal/load"
+	"weir/internal/session"
+	"weir/internal/vhost"
+)
+
+func newcomer(kind, protocol string) session.Newcomer {
+	v := vhost.NewTable(nil).All()[0]
+	return session.Newcomer{
+		Kind: kind, Protocol: protocol, Remote: netip.MustParseAddrPort("192.0.2.7:1234"),
+		Target: vhost.Target{Key: vhost.Key{Vhost: v.Name, App: "live", Name: "x"}, Vhost: v},
+	}
+}
+
+// refused returns the refusal of a newcomer, nil if it was let in.
+func refused(t *testing.T, g *Gate, n session.Newcomer) *session.Refusal {
+	t.Helper()
+	err := g.Admit(t.Context(), n)
+	var r *session.Refusal
+	if err != nil && !errors.As(err, &r) {
+		t.Fatalf("error %v", err)
+	}
+	return r
+}
+
+func TestWhoIsLetIn(t *testing.T) {
+	node := func(n session.Newcomer) session.Newcomer { n.Peer.Node = "edge-2"; return n }
+	over := func(n session.Newcomer) session.Newcomer { n.OverQuota = true; return n }
+	play, hls, publish := newcomer(session.KindPlay, "http-flv"), newcomer(session.KindHLS, "hls"), newcomer(session.KindPublish, "rtmp")
+	soft, hard := load.Status{Effective: 0.85, Soft: true}, load.Status{Effective: 0.95, Soft: true, Hard: true}
+	back := play.Target.Key
+	back.Name = "back"
+	returning := publish
+	returning.Target.Key = back
+	for name, c := range map[string]struct {
+		status       load.Status
+		newcomer     session.Newcomer
+		edge, origin bool // is let in
+	}{
+		"player, calm":               {load.Status{}, play, true, true},
+		"player over quota, calm":    {load.Status{}, over(play), true, true},
+		"player, busy":               {soft, play, true, true},
+		"player over quota, busy":    {soft, over(play), false, false},
+		"player, full":               {hard, play, false, false},
+		"viewer, busy":               {soft, hls, true, true},
+		"viewer, full":               {hard, hls, false, false},
+		"node, busy":                 {soft, node(play), true, true},
+		"node, full":                 {hard, node(play), false, true},
+		"publisher, busy":            {soft, publish, true, true},
+		"publisher, full":            {hard, publish, true, false},
+		"publisher of a node, full":  {hard, node(publish), true, false},
+		"publisher comes back, full": {hard, returning, true, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for role, want := range map[string]bool{"edge": c.edge, "origin": c.origin} {
+				o := GateOptions{Config: DefaultConfig(), Status: func() load.Status { return c.status }, Set: metrics.NewSet()}
+				if role == "edge" {
+					o.TakePublishers = true
+				} else {
+					o.KeepNodes = true
+					o.Returns = func(n session.Newcomer) bool { return n.Target.Key == back }
+				}
+				r := refused(t, NewGate(o), c.newcomer)
+				if (r == nil) != want {
+					t.Errorf("%s: %v", role, r)
+				}
+				if r != nil && (r.Code != session.Overload || r.Text == "" || r.RetryAfter < time.Second || r.RetryAfter > time.Minute) {
+					t.Errorf("%s: refused with %+v", role, r)
+				}
+			}
+		})
+	}
+}
+
+// Who watches HLS when the node becomes full goes on; who was away is new.
+func TestViewersStay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var status load.Status
+		g := NewGate(GateOptions{Config: DefaultConfig(), Status: func() load.Status { return status }, Set: metrics.NewSet()})
+		old, other := newcomer(session.KindHLS, "hls"), newcomer(session.KindHLS, "hls")
+		other.Remote = netip.MustParseAddrPort("192.0.2.8:1")
+		if refused(t, g, old) != nil {
+			t.Fatal("refused by a calm node")
+		}
+		status = load.Status{Soft: true, Hard: true}
+		old.Remote = netip.MustParseAddrPort("192.0.2.7:4321") // another connection
+		for range 10 {
+			time.Sleep(10 * time.Second)
+			if r := refused(t, g, old); r != nil {
+				t.Fatalf("a viewer that is here is refused: %v", r)
+			}
+			if refused(t, g, other) == nil {
+				t.Fatal("a new viewer is let in")
+			}
+		}
+		time.Sleep(viewerStays)
+		if refused(t, g, old) == nil {
+			t.Error("a viewer that was away is let in")
+		}
+	})
+}
+
+// A storm of players is let in at the rate, in order; publishers and nodes do not
+// wait, and players of tenants over their quota are the first to be refused.
+func TestStormIsSmoothed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := DefaultConfig()
+		cfg.Rate, cfg.Burst, cfg.MaxWait = 200, 40, 2*time.Second
+		// Half of the rate is for this process.
+		g := NewGate(GateOptions{Config: cfg, Processes: 2, Status: func() load.Status { return load.Status{} }, Set: metrics.NewSet()})
+		begin := time.Now()
+		var mu sync.Mutex
+		var in []time.Duration
+		var later []time.Duration
+		var wg sync.WaitGroup
+		for range 500 {
+			wg.Go(func() {
+				r := refused(t, g, newcomer(session.KindPlay, "http-flv"))
+				mu.Lock()
+				defer mu.Unlock()
+				if r != nil {
+					later = append(later, r.RetryAfter)
+				} else {
+					in = append(in, time.Since(begin))
+				}
+			})
+		}
+		time.Sleep(time.Millisecond)
+		quota := newcomer(session.KindPlay, "http-flv")
+		quota.OverQuota = true
+		if r := refused(t, g, quota); r == nil || time.Since(begin) > time.Millisecond {
+			t.Errorf("over quota: %v after %v", r, time.Since(begin))
+		}
+		node := newcomer(session.KindPlay, "rtmp")
+		node.Peer.Node = "edge-2"
+		for _, n := range []session.Newcomer{newcomer(session.KindPublish, "rtmp"), node} {
+			if r := refused(t, g, n); r != nil || time.Since(begin) > time.Millisecond {
+				t.Errorf("%s of node %q: %v after %v", n.Kind, n.Peer.Node, r, time.Since(begin))
+			}
+		}
+		wg.Wait()
+		// 20 at once, and 100 a second for two seconds.
+		if len(in) < 215 || len(in) > 221 {
+			t.Errorf("%d were let in", len(in))
+		}
+		slices.Sort(in)
+		for i, at := range in {
+			if due := max(0, time.Duration(i-19)*10*time.Millisecond); at < due-10*time.Millisecond || at > due+10*time.Millisecond {
+				t.Fatalf("player %d was let in after %v, due after %v", i, at, due)
+			}
+		}
+		for _, d := range later {
+			if d < 2*time.Second || d > 10*time.Second {
+				t.Fatalf("told to come back in %v", d)
+			}
+		}
+		time.Sleep(10 * time.Second)
+		at := time.Now()
+		if r := refused(t, g, quota); r != nil || time.Since(at) != 0 {
+			t.Errorf("after the storm: %v", r)
+		}
+	})
+}
+
+func TestWhoWaitsCanLeave(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.Rate, cfg.Burst, cfg.MaxWait = 0.1, 1, time.Minute
+	g := NewGate(GateOptions{Config: cfg, Status: func() load.Status { return load.Status{} }, Set: metrics.NewSet()})
+	if r := refused(t, g, newcomer(session.KindPlay, "rtmp")); r != nil {
+		t.Fatal(r)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := g.Admit(ctx, newcomer(session.KindPlay, "rtmp")); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestNoRateIsNoLimit(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.Rate, cfg.MaxWait = 0, 0
+	g := NewGate(GateOptions{Config: cfg, Status: func() load.Status { return load.Status{} }, Set: metrics.NewSet()})
+	for range 10_000 {
+		if r := refused(t, g, newcomer(session.KindPlay, "rtmp")); r != nil {
+			t.Fatal(r)
+		}
+	}
+}
+
+// crowd is players that leave when they are asked.
+type crowd struct {
+	mu   sync.Mutex
+	ids  []string
+	left map[string]time.Time
+}
+
+func (c *crowd) Sheddable() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.ids)
+}
+
+func (c *crowd) Shed(id string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i := slices.Index(c.ids, id)
+	if i < 0 {
+		return false
+	}
+	c.ids = slices.Delete(c.ids, i, i+1)
+	c.left[id] = time.Now()
+	return true
+}
+
+func TestPlayersAreAskedToLeave(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &crowd{left: map[string]time.Time{}}
+		for i := range 500 {
+			c.ids = append(c.ids, fmt.Sprint(i))
+		}
+		var mu sync.Mutex
+		var status load.Status
+		set := func(s load.Status) { mu.Lock(); defer mu.Unlock(); status = s }
+		s := NewShedder(DefaultConfig(), func() load.Status { mu.Lock(); defer mu.Unlock(); return status }, c,
+			slog.New(slog.DiscardHandler), metrics.NewSet())
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- s.Run(ctx) }()
+		count := func() int { c.mu.Lock(); defer c.mu.Unlock(); return len(c.left) }
+
+		set(load.Status{Soft: true})
+		time.Sleep(time.Minute)
+		set(load.Status{Soft: true, Hard: true}) // but it is not the node's own doing
+		time.Sleep(time.Minute)
+		if n := count(); n != 0 {
+			t.Fatalf("%d were asked although the node is not full", n)
+		}
+		set(load.Status{Soft: true, Hard: true, Shed: true})
+		begin := time.Now()
+		time.Sleep(4900 * time.Millisecond)
+		if n := count(); n != 0 {
+			t.Errorf("%d were asked before shed_after", n)
+		}
+		time.Sleep(10 * time.Second)
+		if n := count(); n < 80 || n > 110 { // 2 % of 500 each second, and then fewer
+			t.Errorf("%d were asked in ten seconds", n)
+		}
+		c.mu.Lock()
+		for i := range 80 { // in the order that the sessions say
+			if _, ok := c.left[fmt.Sprint(i)]; !ok {
+				t.Errorf("%d was passed over", i)
+			}
+		}
+		var times []time.Duration
+		for _, at := range c.left {
+			times = append(times, at.Sub(begin))
+		}
+		c.mu.Unlock()
+		slices.Sort(times)
+		for i := 1; i < len(times); i++ {
+			if times[i] == times[i-1] {
+				t.Fatalf("two were asked at once, after %v", times[i])
+			}
+		}
+		set(load.Status{Soft: true})
+		time.Sleep(2 * time.Second)
+		before := count()
+		time.Sleep(time.Minute)
+		if n := count(); n != before {
+			t.Errorf("%d were asked when the node was no more full", n-before)
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Few players leave too: one in 25 s, of two.
+func TestFewPlayersLeaveSlowly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &crowd{ids: []string{"a", "b"}, left: map[string]time.Time{}}
+		s := NewShedder(DefaultConfig(), func() load.Status { return load.Status{Hard: true, Shed: true} }, c,
+			slog.New(slog.DiscardHandler), metrics.NewSet())
+		ctx, cancel := context.WithTimeout(t.Context(), 32*time.Second)
+		defer cancel()
+		if err := s.Run(ctx); err != nil {
+			t.Error(err)
+		}
+		if len(c.left) != 1 {
+			t.Errorf("%d left", len(c.left))
+		}
+	})
+}
+
+func TestConfig(t *testing.T) {
+	good := DefaultConfig()
+	if err := good.Validate(); err != nil {
+		t.Error(err)
+	}
+	for key, change := range map[string]func(*Config){
+		"rate":       func(c *Config) { c.Rate = math.NaN() },
+		"burst":      func(c *Config) { c.Burst = 0 },
+		"max_wait":   func(c *Config) { c.MaxWait = time.Hour },
+		"shed_after": func(c *Config) { c.ShedAfter = -1 },
+		"shed_rate":  func(c *Config) { c.ShedRate = 2 },
+	} {
+		c := DefaultConfig()
+		change(&c)
+		if err := c.Validate(); err == nil || err.Error()[:len(key)] != key {
+			t.Errorf("%s: %v", key, err)
+		}
+	}
+}
