@@ -22,7 +22,7 @@ type recorder struct {
 	// Guarded by mu.
 	out   *bufio.Writer
 	model model.Model
-	found int
+	found []report
 	ended bool // nothing is noted any more
 	tell  func(model.Violation)
 	// past is the last events, the newest last; frames are in it by their runs.
@@ -67,13 +67,12 @@ func (r *recorder) add(e model.Event) {
 	r.judged(r.model.Apply(e))
 }
 
-// around returns the last n events that have to do with a violation.
-func (r *recorder) around(v model.Violation, n int) []model.Event {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+// around returns the last events that may have to do with a violation. For who
+// holds the lock.
+func (r *recorder) around(v model.Violation) []model.Event {
 	var found []model.Event
 	for _, e := range slices.Backward(r.past) {
-		if len(found) < n && e.T <= v.T && concerns(e, v) {
+		if len(found) < reportEvents && concerns(e, v) {
 			found = append(found, e)
 		}
 	}
@@ -99,12 +98,27 @@ func concerns(e model.Event, v model.Violation) bool {
 
 func (r *recorder) judged(found []model.Violation) {
 	for _, v := range found {
-		if r.found++; r.found == 1 {
+		if len(r.found) == 0 {
 			close(r.broke)
+		}
+		if len(r.found) < reports {
+			r.found = append(r.found, report{v, r.around(v)})
 		}
 		r.tell(v)
 	}
 }
+
+// report is a violation with the events before it that may have to do with it.
+type report struct {
+	model.Violation
+	before []model.Event
+}
+
+// Of how many violations the events are kept, and how many of each.
+const (
+	reports      = 3
+	reportEvents = 25
+)
 
 // close judges the whole, and writes what is not yet written. Later events are
 // not noted: the end of the cluster is no part of the history.

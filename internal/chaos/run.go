@@ -85,26 +85,22 @@ func Run(ctx context.Context, cfg Config) (result *Result, err error) {
 	err = r.all(ctx)
 	err = errors.Join(err, r.rec.close())
 	m := &r.rec.model
-	r.explain(m.Violations())
+	r.explain()
 	return &Result{Violations: m.Violations(), Void: m.Void(), Counts: m.Counts()}, err
 }
 
-// Violations of which the events around are shown, and how many of these.
-const (
-	explained    = 3
-	explainedBy  = 25
-	brokenBefore = time.Second // what still happens is noted for so long after the first one
-)
-
 // explain shows what happened before the first violations.
-func (r *run) explain(violations []model.Violation) {
-	for _, v := range violations[:min(len(violations), explained)] {
-		fmt.Fprintf(r.cfg.Out, "chaos: before %v\n", v)
-		for _, e := range r.rec.around(v, explainedBy) {
+func (r *run) explain() {
+	for _, v := range r.rec.found {
+		fmt.Fprintf(r.cfg.Out, "chaos: before %v\n", v.Violation)
+		for _, e := range v.before {
 			fmt.Fprintf(r.cfg.Out, "chaos:     %v\n", e)
 		}
 	}
 }
+
+// brokenBefore is for how long after the first violation is noted what happens.
+const brokenBefore = time.Second
 
 // unbroken returns a context that ends soon after the first violation, unless
 // the run is to go on.

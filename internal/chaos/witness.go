@@ -67,7 +67,7 @@ func (w *witness) tag(t media.Tag, ms int64) {
 	if !follows || back || info.IsKeyFrame() {
 		w.tell(r)
 		*r = row{open: true, begun: ms, Run: model.Run{
-			Video: k == 1, Inc: int(m.Inc), From: int(m.Seq), Key: info.IsKeyFrame(), Header: w.headers[k], Back: back, First: t.Time(),
+			Video: k == 1, Inc: int(m.Inc), From: int(m.Seq), Key: info.IsKeyFrame(), Header: w.headers[k], Back: back, At: ms, First: t.Time(),
 		}}
 	}
 	r.To, r.Last, r.end = int(m.Seq), t.Time(), ms

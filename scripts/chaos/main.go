@@ -86,6 +86,8 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		c := result.Counts
 		fmt.Fprintf(stdout, "chaos: %d frames, %d play requests, %d publishes, %d faults, %d calms, %d redirects in a circle\n",
 			c.Frames, c.Plays, c.Publishes, c.Faults, c.Calms, c.Hops)
+		fmt.Fprintf(stdout, "chaos: first frame of a publisher that came back, at %d players: %d ms (p50), %d ms (p99), %d ms (longest), faults of edges included\n",
+			len(c.Waits), c.Wait(0.50), c.Wait(0.99), c.Wait(1))
 		if len(result.Violations) > 0 {
 			fmt.Fprintf(stdout, "chaos: %d promises broken; seed %d, logs and history in %s\n", len(result.Violations), cfg.Seed, cfg.Dir)
 			fmt.Fprintf(stdout, "chaos: the same faults again: bin/chaos -seed %d -for %v\n", cfg.Seed, cfg.Faulty)

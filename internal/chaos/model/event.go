@@ -175,6 +175,9 @@ type Run struct {
 	// Back: the time stamp of the first one is before that of the frame before it,
 	// of whatever kind that was.
 	Back bool `json:"back,omitempty"`
+	// At is when the first one came, in ms since the run began; the event's time is
+	// that of the last one.
+	At int64 `json:"at,omitempty"`
 	// First and Last are their time stamps in ms.
 	First uint32 `json:"first"`
 	Last  uint32 `json:"last"`

@@ -39,7 +39,10 @@ type Model struct {
 // Counts is how much there was to judge.
 type Counts struct {
 	Frames, Plays, Publishes, Faults, Calms, Hops int
-	ByNode, ByProtocol                            map[string]int // frames, play requests that got some
+	ByNode, ByProtocol                            map[string]int // frames, play requests
+	// Waits are how long players at edges waited for the first frame of a publisher
+	// that came back, from when it was let in, in ms.
+	Waits []int64
 }
 
 type span struct{ from, to int64 }
@@ -66,7 +69,10 @@ type stream struct {
 	pulls     map[string]*pulls  // by the node that pulls
 }
 
-type incarnation struct{ least, most uint64 } // of its epochs; 0: not known
+type incarnation struct {
+	least, most uint64 // of its epochs; 0: not known
+	begun       int64  // when it was let in; 0: not yet
+}
 
 // step is a player's change from one incarnation back to an earlier one.
 type step struct {
@@ -259,6 +265,15 @@ func (m *Model) lagged(from, to int64) bool {
 
 // Counts returns how much was judged so far.
 func (m *Model) Counts() Counts { return m.counts }
+
+// Wait returns that wait than which a share of all are no longer.
+func (c *Counts) Wait(share float64) int64 {
+	if len(c.Waits) == 0 {
+		return 0
+	}
+	slices.Sort(c.Waits)
+	return c.Waits[int(share*float64(len(c.Waits)-1)+0.5)]
+}
 
 // Violations returns all that was found so far.
 func (m *Model) Violations() []Violation { return m.found }

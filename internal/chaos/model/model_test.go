@@ -169,3 +169,31 @@ func TestEventsSurviveTheFile(t *testing.T) {
 		t.Errorf("%v became %v", e, got)
 	}
 }
+
+// A player waits for a publisher from when that was let in, if it was there then.
+func TestWaits(t *testing.T) {
+	var m Model
+	m.Apply(setup())
+	for _, line := range []string{
+		`{"t":0,"e":"play","conn":1,"stream":"s","node":"e1","ask":{"protocol":"rtmp"}}`,
+		`{"t":1,"e":"run","conn":1,"run":{"header":true,"inc":1,"from":0,"to":9,"first":0,"last":90,"at":1}}`,
+		`{"t":100,"e":"publish","conn":2,"stream":"s","node":"o1","inc":2}`,
+		`{"t":120,"e":"publishing","conn":2,"stream":"s","node":"o1","inc":2,"local":"p:1"}`,
+		`{"t":130,"e":"play","conn":3,"stream":"s","node":"e1","ask":{"protocol":"rtmp"}}`,
+		`{"t":300,"e":"run","conn":1,"run":{"header":true,"inc":2,"from":0,"to":9,"first":90,"last":190,"at":200}}`,
+		`{"t":300,"e":"run","conn":3,"run":{"header":true,"inc":2,"from":0,"to":9,"first":90,"last":190,"at":200}}`,
+		`{"t":400,"e":"run","conn":1,"run":{"header":true,"inc":2,"from":10,"to":19,"first":190,"last":190,"at":300}}`,
+	} {
+		for _, v := range m.step(t, line) {
+			t.Error(v)
+		}
+	}
+	c := m.Counts()
+	if len(c.Waits) != 1 || c.Wait(0.99) != 80 {
+		t.Errorf("waits are %v, want one of 80 ms", c.Waits)
+	}
+	c.Waits = []int64{3, 1, 2}
+	if c.Wait(0) != 1 || c.Wait(0.5) != 2 || c.Wait(1) != 3 {
+		t.Errorf("the waits %v are wrong in their order", c.Waits)
+	}
+}

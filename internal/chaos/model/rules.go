@@ -92,6 +92,9 @@ func (m *Model) publish(e Event, s *stream) {
 			p.answered = true
 			m.inTime(e, p, m.setup.Bounds.Accept, "a publisher was let in")
 		}
+		if inc := s.incs[e.Inc]; inc != nil {
+			inc.begun = e.T
+		}
 		s.byLocal[e.Local] = e.Inc
 		s.publisher, s.last = e.Conn, e.T
 	case KindUnpublished:
@@ -205,6 +208,9 @@ func (m *Model) frames(e Event, p *player, s *stream) {
 		m.breach(RuleOlder, e, "a player of %s at %s saw frame %d of incarnation %d after incarnation %d", p.stream, p.node, r.From, r.Inc, p.newest)
 	case l.begun && r.Inc == l.inc && r.From <= l.seq:
 		m.breach(RuleOrder, e, "a player of %s at %s saw frame %d of incarnation %d after frame %d (video: %t)", p.stream, p.node, r.From, r.Inc, l.seq, r.Video)
+	}
+	if inc := s.incs[r.Inc]; p.framed && r.Inc > p.newest && inc != nil && inc.begun > p.asked && m.nodes[p.node].role == "edge" {
+		m.counts.Waits = append(m.counts.Waits, max(0, r.At-inc.begun))
 	}
 	next := l.begun && r.Inc == l.inc && r.From == l.seq+1
 	switch {
