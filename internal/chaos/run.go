@@ -122,6 +122,16 @@ func (r *run) unbroken(ctx context.Context) (context.Context, context.CancelFunc
 	return ctx, func() { cancel(); <-done }
 }
 
+// over reports whether a promise is broken and the run is to end with that.
+func (r *run) over() bool {
+	select {
+	case <-r.rec.broke:
+		return !r.cfg.KeepGoing
+	default:
+		return false
+	}
+}
+
 // all is the whole of a run, in its order.
 func (r *run) all(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
@@ -144,8 +154,8 @@ func (r *run) all(ctx context.Context) error {
 		r.calm(steady)
 		return nil
 	})
-	if steady.Err() != nil {
-		return ctx.Err()
+	if r.over() {
+		return nil
 	}
 	before, err := r.cluster.awaitLeast(ctx, nil, r.cfg.Bounds, leastTime)
 	if err != nil || ctx.Err() != nil {
@@ -154,7 +164,7 @@ func (r *run) all(ctx context.Context) error {
 
 	r.say("faults for %v", r.cfg.Faulty)
 	err = r.load(ctx, 1, func(context.Context) error { return r.storm(steady) })
-	if err != nil || steady.Err() != nil {
+	if err != nil || ctx.Err() != nil || r.over() {
 		return errors.Join(err, ctx.Err())
 	}
 

@@ -109,7 +109,7 @@ func TestNoMerge(t *testing.T) {
 // An edge takes what a new upstream sends as new, though it has it already.
 func TestNoResume(t *testing.T) {
 	weir := build(t, change{"edge/relay.go", "		pub.Resume() //", "		pub.Restart() //"})
-	breaks(t, weir, nil, model.RuleOrder, model.RuleTime)
+	breaks(t, weir, func(c *chaos.Config) { c.Only = []string{"kill-worker", "stop-worker"} }, model.RuleOrder, model.RuleTime)
 }
 
 // Something stays behind of each stream that an edge has had.
