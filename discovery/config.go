@@ -210,6 +210,9 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
+// Alone reports a node that shares no directory with others.
+func (c Config) Alone() bool { return len(c.URLs) == 0 && len(c.Peers) == 0 }
+
 // maxPeers bounds the requests that one lookup makes.
 const maxPeers = 64
 

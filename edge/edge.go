@@ -42,6 +42,7 @@ type Edge struct {
 	https    map[string]*upstreams // by vhost: for HLS
 	health   *health
 	others   *discovery.Elsewhere
+	epochs   *epochs
 	siblings *siblings
 	beat     func() time.Duration // of the players' batches; see Options
 	cache    *hls.Cache
@@ -63,6 +64,7 @@ type edgeMetrics struct {
 	forwards    *metrics.Counter // under way; goes down as well
 	forwardLost *metrics.Counter
 	loops       *metrics.Counter
+	older       *metrics.Counter
 }
 
 func newMetrics(set *metrics.Set) edgeMetrics {
@@ -73,14 +75,18 @@ func newMetrics(set *metrics.Set) edgeMetrics {
 		forwards:    set.NewCounter("weir_forwards"),
 		forwardLost: set.NewCounter("weir_forward_upstream_lost_total"),
 		loops:       set.NewCounter("weir_pull_loops_total"),
+		older:       set.NewCounter("weir_pull_earlier_owner_total"),
 	}
 }
 
 // pullEnded counts why a pull that had begun ended.
 func (m *edgeMetrics) pullEnded(err error) {
 	reason := "lost"
-	if errors.Is(err, io.EOF) {
+	switch {
+	case errors.Is(err, io.EOF):
 		reason = "stream_ended"
+	case errors.Is(err, errLater), errors.Is(err, errOlder):
+		reason = "earlier_owner"
 	}
 	m.set.GetOrCreateCounter(fmt.Sprintf("weir_pulls_ended_total{reason=%q}", reason)).Inc()
 }
@@ -111,6 +117,7 @@ func New(cfg Config, o Options) *Edge {
 		pulls:   map[string]*upstreams{},
 		https:   map[string]*upstreams{},
 		health:  newHealth(cfg.Pull.Eject),
+		epochs:  newEpochs(),
 		relays:  map[string]*relay{}, forwards: map[*forward]struct{}{},
 	}
 	if e.beat = o.Beat; e.beat == nil {
@@ -232,6 +239,7 @@ func (e *Edge) Play(ctx context.Context, req session.PlayRequest) (session.Feed,
 	if err != nil {
 		return session.Feed{}, err
 	}
+	r.learn(req.Epoch)
 	patience := e.cfg.Play.WaitPublisher
 	if req.Peer.Node != "" {
 		patience = 0 // its own players wait there, and it has other upstreams to ask

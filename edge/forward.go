@@ -198,11 +198,11 @@ func (f *forward) publish(ctx context.Context, up vhost.Upstream, via string, tr
 		var status *rtmp.StatusError
 		switch {
 		case errors.As(err, &redirect) && !redirect.TLS: // upstream is spoken to without it
-			to := vhost.Upstream{Scheme: "rtmp", Addr: redirect.Addr}
+			to := &errRedirect{to: vhost.Upstream{Scheme: "rtmp", Addr: redirect.Addr}, epoch: redirect.Epoch}
 			if err := e.redirected(f.p.Target.Key.String(), up.String(), to, trail); err != nil {
 				return nil, err
 			}
-			up = to
+			up = to.to
 			trail.visit(up.Addr)
 			continue
 		case !errors.As(err, &status) && ctx.Err() == nil:

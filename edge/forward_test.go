@@ -279,7 +279,7 @@ func TestForwardWhere(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	dir.own(t, demo, b.point)
+	dir.own(t, demo, b)
 	e := startEdge(t, "edge", quick(), dir)
 	c := encoderAt(t, e.point, "demo")
 	encode(t, c, 0, 2)

@@ -191,6 +191,9 @@ func (f *fetcher) fetch(ctx context.Context, uri string) (hls.Object, error) {
 		if errors.Is(err, errDead) {
 			continue
 		}
+		if err == nil {
+			err = f.notOlder(t, "worker "+strconv.Itoa(i), o)
+		}
 		return o, err
 	}
 	return f.upstream(ctx, t, uri, via)
@@ -227,6 +230,9 @@ func (f *fetcher) upstream(ctx context.Context, t vhost.Target, uri, via string)
 		}
 		trail.redirects = 0
 		o, err := f.follow(ctx, t, addr, uri, via, trail)
+		if err == nil {
+			err = f.notOlder(t, addr, o)
+		}
 		switch {
 		case err == nil && o.Status != http.StatusNotFound:
 			return o, nil
@@ -252,6 +258,21 @@ func (f *fetcher) upstream(ctx context.Context, t vhost.Target, uri, via string)
 		return hls.Object{}, loop
 	}
 	return hls.Object{}, fmt.Errorf("%w: all upstreams were tried", errLoop)
+}
+
+// notOlder returns an error if a file is a playlist of an earlier owner than one that
+// was fetched before.
+func (f *fetcher) notOlder(t vhost.Target, from string, o hls.Object) error {
+	epoch, ok := hls.PlaylistEpoch(o.Body)
+	if o.Status != http.StatusOK || !ok {
+		return nil
+	}
+	key := "hls " + t.Key.String() // its viewers are others than those of the relay
+	if err := f.edge.notOlder(key, from, epoch, epoch); err != nil {
+		return err
+	}
+	f.edge.epochs.note(key, epoch)
+	return nil
 }
 
 // candidates returns the HTTP addresses that may have a stream's files. guess is
@@ -370,7 +391,7 @@ func (f *fetcher) follow(ctx context.Context, t vhost.Target, addr, uri, via str
 			}
 			return o, err
 		}
-		if err := f.edge.redirected(t.Key.String(), "http://"+addr, redirect.to, trail); err != nil {
+		if err := f.edge.redirected(t.Key.String(), "http://"+addr, redirect, trail); err != nil {
 			return hls.Object{}, err
 		}
 		addr = redirect.to.Addr

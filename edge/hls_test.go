@@ -105,7 +105,7 @@ func TestHLSAfterTheEnd(t *testing.T) {
 	dir := newRemote()
 	a := newUpstream(t, "a")
 	a.publishHLS()
-	dir.own(t, demo, a.point)
+	dir.own(t, demo, a)
 	cfg := quick()
 	cfg.Discovery.CacheTTL = 0
 	e := startEdge(t, "edge", cfg, dir)
@@ -197,7 +197,7 @@ func TestHLSWithoutTheDirectory(t *testing.T) {
 	// The owner of any stream is an origin, too, for a directory that lists no nodes.
 	t.Run("an owner of another stream", func(t *testing.T) {
 		dir.setAway(false)
-		dir.own(t, vhost.DefaultName+"/live/other", b.point)
+		dir.own(t, vhost.DefaultName+"/live/other", b)
 		e := startEdge(t, "edge", quick(), lookupOnly{dir})
 		if status, _ := get(t, e.point, "/live/other.m3u8"); status != 404 {
 			t.Errorf("while the directory is there: %d", status)

@@ -2,6 +2,7 @@ package edge
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -148,6 +149,7 @@ type upstream struct {
 
 	mu       sync.Mutex
 	streams  map[string]*program
+	epoch    uint64       // of all streams, as it is told at their begin
 	redirect session.Role // asked for what is not here
 	plays    int
 	asked    []session.Peer // of plays
@@ -159,7 +161,7 @@ type upstream struct {
 
 func newUpstream(t *testing.T, name string, ports ...net.Listener) *upstream {
 	t.Helper()
-	u := &upstream{t: t, streams: map[string]*program{}, files: map[string]hls.Object{}, fetched: map[string]int{}}
+	u := &upstream{t: t, epoch: 7, streams: map[string]*program{}, files: map[string]hls.Object{}, fetched: map[string]int{}}
 	u.point = open(t, name, u, vhost.NewTable(nil), session.DefaultConfig(0), ports...)
 	return u
 }
@@ -237,11 +239,11 @@ func (u *upstream) Play(ctx context.Context, r session.PlayRequest) (session.Fee
 	u.mu.Lock()
 	u.plays++
 	u.asked = append(u.asked, r.Peer)
-	p, redirect := u.streams[r.Target.Key.String()], u.redirect
+	p, redirect, epoch := u.streams[r.Target.Key.String()], u.redirect, u.epoch
 	u.mu.Unlock()
 	switch {
 	case p != nil:
-		return session.Feed{Stream: p.Stream, Epoch: 7, Release: func() {}}, nil
+		return session.Feed{Stream: p.Stream, Epoch: epoch, Release: func() {}}, nil
 	case redirect != nil:
 		return redirect.Play(ctx, r)
 	}
@@ -625,13 +627,15 @@ func (r *remote) Nodes(ctx context.Context, q discovery.NodeQuery) ([]discovery.
 	return r.engine.Nodes(ctx, q)
 }
 
-// own makes a point the owner of a stream.
-func (r *remote) own(t *testing.T, key string, p *point) {
+// own makes an upstream the owner of a stream. It tells that epoch from now on.
+func (r *remote) own(t *testing.T, key string, u *upstream) {
 	t.Helper()
-	if _, err := r.engine.Claim(context.Background(), discovery.Claim{
-		Stream: key, Node: "owner", Instance: "1", TTL: time.Minute, Replace: true,
-		Addr: discovery.Addr{RTMP: p.rtmp, HTTP: p.http},
-	}); err != nil {
+	l, err := r.engine.Claim(context.Background(), discovery.Claim{
+		Stream: key, Node: "owner", Instance: rand.Text(), TTL: time.Minute, Replace: true,
+		Addr: discovery.Addr{RTMP: u.rtmp, HTTP: u.http},
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
+	u.set(func() { u.epoch = l.Epoch })
 }

@@ -583,7 +583,7 @@ func TestDiscovery(t *testing.T) {
 	a, b := newUpstream(t, "a"), newUpstream(t, "b")
 	b.air(demo).send(t, 0, 7)
 	a.air(vhost.DefaultName+"/live/other").send(t, 0, 7)
-	dir.own(t, demo, b.point)
+	dir.own(t, demo, b)
 	cfg := quick().upstreams(a.rtmp)
 	cfg.Discovery.CacheTTL = 0
 	e := startEdge(t, "edge", cfg, dir)
@@ -609,14 +609,14 @@ func TestOwnerMoves(t *testing.T) {
 	a, b := newUpstream(t, "a"), newUpstream(t, "b")
 	pa, pb := a.air(demo), b.air(demo)
 	pa.send(t, 0, 7)
-	dir.own(t, demo, a.point)
+	dir.own(t, demo, a)
 	cfg := quick()
 	cfg.Discovery.CacheTTL = time.Minute
 	e := startEdge(t, "edge", cfg, dir)
 	v := watchAt(t, e.point, "demo")
 	v.until(6)
 	pb.send(t, 0, 9)
-	dir.own(t, demo, b.point)
+	dir.own(t, demo, b)
 	a.stop()
 	v.until(8)
 }

@@ -7,8 +7,10 @@ import (
 	"io"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"weir/internal/media"
 	"weir/internal/session"
 	"weir/internal/stream"
 	"weir/internal/vhost"
@@ -36,6 +38,9 @@ type relay struct {
 	failed  error         // guarded by mu; how the last attempt ended before a frame came
 	epoch   uint64        // guarded by mu; of the source, 0 if unknown
 	from    string        // guarded by mu; where the tags come from, empty between sources
+	leave   func()        // guarded by mu; leaves the source, nil between sources
+
+	news chan struct{} // holds one token if a later owner was heard of
 }
 
 // attach returns the relay of a stream with one more player, which detach takes
@@ -52,8 +57,9 @@ func (e *Edge) attach(t vhost.Target, via string) (*relay, error) {
 		ctx, cancel := context.WithCancel(e.ctx)
 		r = &relay{
 			edge: e, key: key, target: t, via: via, stream: stream.New(e.cfg.Play.LogLimits()),
-			stop: cancel, done: make(chan struct{}), changed: make(chan struct{}),
+			stop: cancel, done: make(chan struct{}), changed: make(chan struct{}), news: make(chan struct{}, 1),
 		}
+		e.epochs.use(key)
 		e.relays[key] = r
 		e.running.Go(func() { r.run(ctx) })
 	}
@@ -170,7 +176,30 @@ func (r *relay) run(ctx context.Context) {
 	r.remove()
 	e.mu.Unlock()
 	r.stream.Close(cause)
+	e.epochs.leave(r.key)
 	close(r.done)
+}
+
+// learn tells the relay of an ownership of its stream. If that is a later one than
+// its source is of, the relay leaves that at once, however well it flows, and ends
+// its pause.
+func (r *relay) learn(epoch uint64) {
+	if !r.edge.epochs.note(r.key, epoch) {
+		return
+	}
+	r.mu.Lock()
+	leave := r.leave
+	if r.epoch >= epoch {
+		leave = nil
+	}
+	r.mu.Unlock()
+	if leave != nil {
+		leave()
+	}
+	select {
+	case r.news <- struct{}{}:
+	default:
+	}
 }
 
 // errEnded is the cause of the end of a relay's stream after upstream's.
@@ -209,7 +238,7 @@ func (r *relay) pull(ctx context.Context) error {
 			}
 			var redirect *errRedirect
 			if errors.As(err, &redirect) {
-				if err = r.edge.redirected(r.key, src.from, redirect.to, trail); err == nil {
+				if err = r.edge.redirected(r.key, src.from, redirect, trail); err == nil {
 					next = &redirect.to
 					continue
 				}
@@ -219,6 +248,12 @@ func (r *relay) pull(ctx context.Context) error {
 			case errors.Is(err, errMove):
 				log.Info("pull moves to its worker", "from", src.from)
 				trail = newTrail(cfg.MaxRedirects)
+				continue
+			case errors.Is(err, errLater):
+				log.Info("pull leaves for a later owner", "from", src.from, "latest", r.edge.epochs.of(r.key))
+				r.edge.metrics.pullEnded(err)
+				r.edge.doubt(r.key)
+				trail, pause = newTrail(cfg.MaxRedirects), 0
 				continue
 			case errors.Is(err, io.EOF):
 				log.Info("upstream has ended the stream", "from", src.from)
@@ -232,7 +267,7 @@ func (r *relay) pull(ctx context.Context) error {
 			default:
 				log.Warn("pull lost", "from", src.from, "err", err)
 				r.edge.metrics.pullEnded(err)
-				if src.addr != "" {
+				if src.addr != "" && !errors.Is(err, errOlder) {
 					r.edge.health.failed(src.addr)
 				}
 			}
@@ -253,12 +288,19 @@ func (r *relay) pull(ctx context.Context) error {
 			return errEnded
 		case time.Since(fed) > cfg.GiveUp:
 			log.Warn("pull given up", "after", cfg.GiveUp.String(), "err", err)
+			if errors.Is(err, errOlder) { // those who come now see what there is
+				r.edge.epochs.forget(r.key)
+			}
 			return fmt.Errorf("no upstream for %v: %w", cfg.GiveUp, err)
 		default:
 			log.Debug("pull failed", "err", err)
 		}
-		if !rest(ctx, pause) {
+		heard, ok := restUnless(ctx, pause, r.news)
+		if !ok {
 			return errEnded
+		}
+		if heard {
+			pause = 0
 		}
 		pause = min(max(2*pause, cfg.RetryMin), cfg.RetryMax)
 		if !flowing {
@@ -270,6 +312,12 @@ func (r *relay) pull(ctx context.Context) error {
 
 // rest waits for about d. It reports false when ctx ended.
 func rest(ctx context.Context, d time.Duration) bool {
+	_, ok := restUnless(ctx, d, nil)
+	return ok
+}
+
+// restUnless is rest that ends with the first news, and says so.
+func restUnless(ctx context.Context, d time.Duration, news <-chan struct{}) (heard, ok bool) {
 	if d > 0 {
 		d = d/2 + rand.N(d/2+1)
 	}
@@ -277,9 +325,11 @@ func rest(ctx context.Context, d time.Duration) bool {
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-		return true
+		return false, true
+	case <-news:
+		return true, true
 	case <-ctx.Done():
-		return false
+		return false, false
 	}
 }
 
@@ -290,6 +340,8 @@ func (r *relay) toSession(err error) error {
 		return session.ErrNotFound
 	case errors.Is(err, errCircle):
 		return circle(err)
+	case errors.Is(err, errOlder):
+		return &session.Refusal{Code: session.Unavailable, Text: "Only an earlier owner of this stream can be reached.", Err: err}
 	}
 	return &session.Refusal{Code: session.Unavailable, Text: "No upstream can be reached for this stream.", Err: err}
 }
@@ -310,6 +362,9 @@ func (r *relay) connect(ctx context.Context, trail *trail, next *vhost.Upstream)
 	return r.edge.pullUpstream(ctx, r.target, via, trail)
 }
 
+// errLater ends a copy because a later owner of the stream was heard of.
+var errLater = errors.New("the stream has a later owner")
+
 // errMove ends a copy because another worker of the node is to pull the stream.
 var errMove = errors.New("another worker pulls this stream now")
 
@@ -322,19 +377,49 @@ func (r *relay) copy(ctx context.Context, pub *stream.Publisher, src pulled) err
 	}()
 	moved := r.edge.siblings.watch(r.key, src.worker, func() { src.Close() })
 	defer moved.stop()
+	var later atomic.Bool
+	r.change(func() {
+		r.epoch = src.epoch
+		r.leave = func() { later.Store(true); src.Close() }
+	})
+	defer r.change(func() { r.leave = nil })
+	if src.epoch != 0 && src.epoch < r.edge.epochs.of(r.key) { // heard of since it was connected to
+		return errLater
+	}
 	flowing, _, _ := r.state()
 	following := false
 	for first := true; ; first = false {
 		t, err := src.ReadTag()
 		if err != nil {
-			if moved.happened() {
+			switch {
+			case later.Load():
+				err = errLater
+			case moved.happened():
 				err = errMove
 			}
 			return err
 		}
+		epoch, marked := media.EpochOf(t)
+		if marked {
+			// Always among the first tags of a node, and again where its own source
+			// has changed.
+			if err := r.edge.notOlder(r.key, src.from, epoch, epoch); err != nil {
+				return err
+			}
+			src.epoch = epoch
+			r.change(func() { r.epoch = epoch })
+		}
 		if first { // only now: an upstream may start a play just to redirect it
 			r.begin(pub, src)
 			defer r.over()
+			if !marked && src.epoch != 0 {
+				if err := pub.Append(media.EpochMark(src.epoch)); err != nil {
+					return err
+				}
+			}
+		}
+		if marked || first {
+			r.edge.epochs.note(r.key, src.epoch)
 		}
 		if !following && flowing && src.follow != nil {
 			following = true
@@ -356,7 +441,7 @@ func (r *relay) begin(pub *stream.Publisher, src pulled) {
 	if r.stream.Stats().TagsIn > 0 {
 		pub.Resume() // the log may have what this source sends first
 	}
-	r.change(func() { r.from, r.epoch = src.from, src.epoch })
+	r.change(func() { r.from = src.from })
 	e.health.worked(src.addr)
 	e.metrics.pulls.Inc()
 	e.log.Info("pull started", "stream", r.key, "from", src.from, "epoch", src.epoch)

@@ -18,6 +18,7 @@ type trail struct {
 	visited   map[string]bool
 	redirects int // in a row
 	max       int
+	named     uint64 // epoch of the owner that discovery or a redirect has named; 0 for none
 }
 
 func newTrail(max int) *trail { return &trail{visited: map[string]bool{}, max: max} }
@@ -56,11 +57,13 @@ func (e *Edge) pullUpstream(ctx context.Context, t vhost.Target, via string, tra
 // errGone only if all said so: a stream may be where nobody answered.
 func tryAll[T any](ctx context.Context, e *Edge, t vhost.Target, trail *trail, try func(context.Context, vhost.Upstream) (T, error)) (T, error) {
 	var none T
-	candidates, err := e.candidates(ctx, t)
+	candidates, named, err := e.candidates(ctx, t)
 	if err != nil {
 		return none, err
 	}
-	var gone, failed, loop error
+	e.epochs.note(t.Key.String(), named)
+	trail.named = named
+	var gone, failed, loop, older error
 	for _, up := range candidates {
 		if trail.visited[up.Addr] {
 			continue
@@ -76,12 +79,14 @@ func tryAll[T any](ctx context.Context, e *Edge, t vhost.Target, trail *trail, t
 			gone = err
 		case errors.Is(err, errLoop), errors.Is(err, errCircle):
 			loop = err
+		case errors.Is(err, errOlder):
+			older = err
 		default:
 			failed = err
 		}
 		e.doubt(t.Key.String())
 	}
-	for _, err := range []error{failed, gone, loop} {
+	for _, err := range []error{older, failed, gone, loop} {
 		if err != nil {
 			return none, err
 		}
@@ -99,13 +104,14 @@ func (e *Edge) doubt(key string) {
 
 // candidates returns the upstreams to be tried for a stream: its owner, if
 // discovery knows one, and then those that the vhost's policy picks. If discovery
-// knows that nobody owns the stream, that is the answer.
-func (e *Edge) candidates(ctx context.Context, t vhost.Target) ([]vhost.Upstream, error) {
-	var list []vhost.Upstream
+// knows that nobody owns the stream, that is the answer. named is the epoch of the
+// owner, 0 if it is not known.
+func (e *Edge) candidates(ctx context.Context, t vhost.Target) (list []vhost.Upstream, named uint64, err error) {
 	var asked error
 	if e.owners != nil {
 		l, err := e.owners.Lookup(ctx, t.Key.String())
 		if err == nil {
+			named = l.Epoch
 			if l.Addr.HTTP != "" {
 				e.fetcher.owns(t.Key.String(), l.Addr.HTTP)
 			}
@@ -113,7 +119,7 @@ func (e *Edge) candidates(ctx context.Context, t vhost.Target) ([]vhost.Upstream
 				list = append(list, up)
 			}
 		} else if errors.Is(err, discovery.ErrNotFound) {
-			return nil, fmt.Errorf("%w: %w", errGone, err)
+			return nil, 0, fmt.Errorf("%w: %w", errGone, err)
 		} else {
 			asked = err
 		}
@@ -128,12 +134,12 @@ func (e *Edge) candidates(ctx context.Context, t vhost.Target) ([]vhost.Upstream
 		if e.health.ejectedFor(list[0].Addr) > 0 { // the owner failed a moment ago: try it last
 			list = append(list[1:], list[0])
 		}
-		return list, nil
+		return list, named, nil
 	}
 	if asked != nil {
-		return nil, asked
+		return nil, 0, asked
 	}
-	return nil, err
+	return nil, 0, err
 }
 
 // addressOf returns where a stream is pulled from at its owner.
@@ -156,9 +162,13 @@ func (e *Edge) followUp(ctx context.Context, up vhost.Upstream, t vhost.Target, 
 		var redirect *errRedirect
 		switch {
 		case err == nil:
+			if err := e.notOlder(t.Key.String(), p.from, p.epoch, trail.named); err != nil {
+				p.Close()
+				return pulled{}, err
+			}
 			return p, nil
 		case errors.As(err, &redirect):
-			if err := e.redirected(t.Key.String(), up.String(), redirect.to, trail); err != nil {
+			if err := e.redirected(t.Key.String(), up.String(), redirect, trail); err != nil {
 				return pulled{}, err
 			}
 			up = redirect.to
@@ -170,15 +180,21 @@ func (e *Edge) followUp(ctx context.Context, up vhost.Upstream, t vhost.Target, 
 	}
 }
 
-// redirected counts a redirect and says whether it may be followed.
-func (e *Edge) redirected(key, from string, to vhost.Upstream, trail *trail) error {
+// redirected counts a redirect and says whether it may be followed. One to an
+// earlier owner may not: it is out of a map that is behind.
+func (e *Edge) redirected(key, from string, r *errRedirect, trail *trail) error {
 	e.metrics.redirects.Inc()
-	e.log.Info("upstream redirects", "stream", key, "from", from, "to", to.String())
-	err := trail.follow(to.Addr)
-	if err != nil {
+	e.log.Info("upstream redirects", "stream", key, "from", from, "to", r.to.String(), "epoch", r.epoch)
+	if err := trail.follow(r.to.Addr); err != nil {
 		e.metrics.loops.Inc()
+		return err
 	}
-	return err
+	if err := e.notOlder(key, from, r.epoch, 0); err != nil {
+		return err
+	}
+	e.epochs.note(key, r.epoch)
+	trail.named = max(trail.named, r.epoch)
+	return nil
 }
 
 // nodeLister is a directory that lists its nodes.
@@ -220,7 +236,7 @@ const brief = 100 * time.Millisecond
 // publishCandidates returns the upstreams that a publisher may be forwarded to:
 // the owner of the name, the vhost's upstreams, or any origin that is up.
 func (e *Edge) publishCandidates(ctx context.Context, t vhost.Target) ([]vhost.Upstream, error) {
-	list, err := e.candidates(ctx, t)
+	list, _, err := e.candidates(ctx, t)
 	if errors.Is(err, errGone) { // a name that is free
 		list, err = e.pulls[t.Key.Vhost].pick(ctx, t.Key.String())
 	}

@@ -88,6 +88,7 @@ func (s *siblings) pull(ctx context.Context, t vhost.Target, via string) (pulled
 			url:     "http://worker" + session.WorkerFLVPath + "?" + q.Encode(),
 			node:    s.edge.node,
 			via:     via,
+			epoch:   s.edge.epochs.of(t.Key.String()),
 			answer:  s.edge.cfg.Play.WaitPublisher + s.edge.cfg.Pull.ConnectTimeout + 5*time.Second,
 			silence: s.silence(),
 		})
@@ -98,8 +99,12 @@ func (s *siblings) pull(ctx context.Context, t vhost.Target, via string) (pulled
 		default:
 			return pulled{}, err
 		}
-		epoch, _ := strconv.ParseUint(h.Get(session.HeaderEpoch), 10, 64)
-		return pulled{source: src, epoch: epoch, from: "worker " + strconv.Itoa(i), worker: i}, nil
+		p := pulled{source: src, epoch: epochOf(h), from: "worker " + strconv.Itoa(i), worker: i}
+		if err := s.edge.notOlder(t.Key.String(), p.from, p.epoch, 0); err != nil {
+			src.Close()
+			return pulled{}, err
+		}
+		return p, nil
 	}
 	return pulled{}, errOwnTurn
 }

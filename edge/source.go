@@ -29,7 +29,10 @@ type source interface {
 }
 
 // errRedirect is a redirect that an upstream answered with.
-type errRedirect struct{ to vhost.Upstream }
+type errRedirect struct {
+	to    vhost.Upstream
+	epoch uint64 // of the ownership there; 0 if the upstream does not say
+}
 
 func (e *errRedirect) Error() string { return "redirected to " + e.to.String() }
 
@@ -73,7 +76,7 @@ func (e *Edge) dialRTMP(ctx context.Context, up vhost.Upstream, t vhost.Target, 
 		c.Close()
 		return pulled{}, rtmpError(err)
 	}
-	epoch, _ := strconv.ParseUint(info.Text("weirEpoch"), 10, 64)
+	epoch, _ := strconv.ParseUint(info.Text(rtmp.InfoEpoch), 10, 64)
 	return pulled{source: rtmpSource{c}, epoch: epoch, from: up.String() + "/" + t.Key.Path(), addr: up.Addr, worker: noWorker, follow: conn.follow}, nil
 }
 
@@ -101,7 +104,7 @@ func (s rtmpSource) ReadTag() (media.Tag, error) {
 func rtmpError(err error) error {
 	var r *rtmp.RedirectError
 	if errors.As(err, &r) && !r.TLS { // upstream is spoken to without TLS
-		return &errRedirect{to: vhost.Upstream{Scheme: "rtmp", Addr: r.Addr}}
+		return &errRedirect{to: vhost.Upstream{Scheme: "rtmp", Addr: r.Addr}, epoch: r.Epoch}
 	}
 	var s *rtmp.StatusError
 	switch {
@@ -129,14 +132,14 @@ func (e *Edge) dialFLV(ctx context.Context, up vhost.Upstream, t vhost.Target, v
 	if err != nil {
 		return pulled{}, err
 	}
-	epoch, _ := strconv.ParseUint(h.Get(session.HeaderEpoch), 10, 64)
-	return pulled{source: s, epoch: epoch, from: up.String() + "/" + t.Key.Path(), addr: up.Addr, worker: noWorker, follow: conn.follow}, nil
+	return pulled{source: s, epoch: epochOf(h), from: up.String() + "/" + t.Key.Path(), addr: up.Addr, worker: noWorker, follow: conn.follow}, nil
 }
 
 // flvRequest is one GET of a stream.
 type flvRequest struct {
 	url       string
 	node, via string
+	epoch     uint64        // the latest that is known; for other workers
 	answer    time.Duration // for the response head
 	silence   time.Duration // between two reads
 }
@@ -173,6 +176,9 @@ func requestFLV(ctx context.Context, dial func(context.Context) (net.Conn, error
 	req.Header.Set("User-Agent", "weir")
 	req.Header.Set(session.HeaderNode, r.node)
 	req.Header.Set(session.HeaderVia, r.via)
+	if r.epoch != 0 {
+		req.Header.Set(session.HeaderEpoch, strconv.FormatUint(r.epoch, 10))
+	}
 	resp, err := transport.RoundTrip(req)
 	if err != nil {
 		stop()
@@ -185,6 +191,12 @@ func requestFLV(ctx context.Context, dial func(context.Context) (net.Conn, error
 	}
 	conn.silence.Store(int64(r.silence))
 	return &flvSource{Reader: flv.NewReader(resp.Body, 0), body: resp.Body, stop: stop}, resp.Header, nil
+}
+
+// epochOf returns the epoch that a node's answer says, 0 if it says none.
+func epochOf(h http.Header) uint64 {
+	epoch, _ := strconv.ParseUint(h.Get(session.HeaderEpoch), 10, 64)
+	return epoch
 }
 
 func withoutQuery(u string) string {
@@ -205,7 +217,7 @@ func flvStatus(resp *http.Response) error {
 		if to.Port() == "" {
 			addr = net.JoinHostPort(to.Hostname(), "80")
 		}
-		return &errRedirect{to: vhost.Upstream{Scheme: "http", Addr: addr}}
+		return &errRedirect{to: vhost.Upstream{Scheme: "http", Addr: addr}, epoch: epochOf(resp.Header)}
 	case http.StatusNotFound:
 		return errGone
 	}
@@ -226,14 +238,19 @@ func failure(resp *http.Response, body []byte) error {
 }
 
 // ReadTag returns the next tag; io.EOF only after the mark that a weir node ends
-// a stream with, because a closed connection alone says nothing about the stream.
+// a stream with, because a closed connection alone says nothing about the stream;
+// an *errRedirect after the mark that another node has it now.
 func (s *flvSource) ReadTag() (media.Tag, error) {
 	t, err := s.Reader.ReadTag()
 	switch {
 	case err == io.EOF:
 		return nil, io.ErrUnexpectedEOF
-	case err == nil && session.IsEndMark(t):
+	case err == nil && media.IsEndMark(t):
 		return nil, io.EOF
+	case err == nil:
+		if addr, epoch, ok := media.MovedTo(t); ok {
+			return nil, &errRedirect{to: vhost.Upstream{Scheme: "http", Addr: addr}, epoch: epoch}
+		}
 	}
 	return t, err
 }

@@ -1,6 +1,7 @@
 package hls
 
 import (
+	"bytes"
 	"net/url"
 	"strconv"
 	"strings"
@@ -61,6 +62,23 @@ func ParsePath(path string) (Request, bool) {
 		return Request{}, false
 	}
 	return r, true
+}
+
+// PlaylistEpoch returns the epoch of the last segment that a media playlist of a
+// Segmenter names; it reports false for everything else.
+func PlaylistEpoch(playlist []byte) (epoch uint64, ok bool) {
+	if !bytes.HasPrefix(playlist, []byte("#EXTM3U")) {
+		return 0, false
+	}
+	for line := range bytes.FieldsFuncSeq(playlist, func(r rune) bool { return r == '\n' || r == '\r' }) {
+		if line[0] == '#' {
+			continue
+		}
+		uri, _, _ := strings.Cut(string(line), "?")
+		r, known := ParsePath("/-/" + uri) // escapes do not matter for its numbers
+		epoch, ok = r.Epoch, known && r.Segment
+	}
+	return epoch, ok
 }
 
 // cutNumber splits "rest-123" at its last hyphen.

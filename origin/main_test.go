@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"weir/discovery"
+	"weir/internal/flv"
 	"weir/internal/media"
 	"weir/internal/rtmp"
 	"weir/internal/session"
@@ -45,6 +46,7 @@ type site struct {
 // quick is a configuration whose times suit a test.
 func quick() Config {
 	cfg := Default()
+	cfg.Discovery.URLs = []string{"http://directory.test"} // it has one; which, the test says
 	cfg.Discovery.LeaseTTL = 600 * time.Millisecond
 	cfg.Discovery.CacheTTL = 0
 	cfg.Publish.ResumeWindow = deadline
@@ -288,14 +290,33 @@ func awaitEnd(t *testing.T, c *rtmp.Client) {
 	}
 }
 
-// awaitCut waits until the origin ends a publisher.
-func awaitCut(t *testing.T, c *rtmp.Client) {
+// awaitMoved reads a player until it is sent elsewhere.
+func awaitMoved(t *testing.T, c *rtmp.Client, url string, epoch uint64) {
+	t.Helper()
+	for {
+		_, err := c.ReadTag()
+		var r *rtmp.RedirectError
+		switch {
+		case err == nil:
+			continue
+		case !errors.As(err, &r):
+			t.Fatalf("player that waits for a redirect: %v", err)
+		case r.URL != url || r.Epoch != epoch:
+			t.Errorf("redirected to %s with epoch %d, want %s with %d", r.URL, r.Epoch, url, epoch)
+		}
+		return
+	}
+}
+
+// awaitCut waits until the origin ends a publisher, and returns what it said.
+func awaitCut(t *testing.T, c *rtmp.Client) error {
 	t.Helper()
 	select {
 	case <-c.Done():
 	case <-time.After(deadline):
 		t.Fatal("the publisher is not cut")
 	}
+	return c.Err()
 }
 
 func code(err error) string {
@@ -369,4 +390,26 @@ func (s *site) get(path string) (status int, header http.Header, body string) {
 		s.t.Fatal(err)
 	}
 	return resp.StatusCode, resp.Header, string(b)
+}
+
+// getFLV asks for a stream over HTTP-FLV, as a node if node is not empty, and
+// returns the head of the answer and what follows.
+func (s *site) getFLV(name, node string) (http.Header, *flv.Reader) {
+	s.t.Helper()
+	transport := &http.Transport{DisableKeepAlives: true}
+	ctx, cancel := context.WithTimeout(context.Background(), deadline)
+	s.t.Cleanup(cancel)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.http+"/live/"+name+".flv", nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if node != "" {
+		req.Header.Set(session.HeaderNode, node)
+	}
+	resp, err := transport.RoundTrip(req)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { resp.Body.Close() })
+	return resp.Header, flv.NewReader(resp.Body, 0)
 }

@@ -27,6 +27,7 @@ type Owner interface {
 	SetIdle(stream string, idle bool)
 	Release(ctx context.Context, stream string) error
 	Lookup(ctx context.Context, stream string) (discovery.Lease, error)
+	Follow(stream string, f func(discovery.Lease)) (stop func())
 }
 
 // Origin is the role. It implements session.Role. Safe for concurrent use.
@@ -109,8 +110,12 @@ func (o *Origin) Close() {
 var (
 	errShutdown = errors.New("the origin stops")
 	errEnded    = errors.New("the stream has ended")
-	errLost     = errors.New("the stream belongs to another origin now")
 )
+
+// movedTo is the cause that the stream of a lost lease is closed with.
+func movedTo(now discovery.Lease) error {
+	return &session.Redirect{RTMP: now.Addr.RTMP, HTTP: now.Addr.HTTP, Epoch: now.Epoch}
+}
 
 // Lost tells the origin that another one owns a stream now.
 func (o *Origin) Lost(stream string, now discovery.Lease) {
@@ -121,7 +126,9 @@ func (o *Origin) Lost(stream string, now discovery.Lease) {
 	case p == nil || p.epoch >= now.Epoch: // claimed again meanwhile
 		return
 	case p.claim != nil: // its answer is the later one
-		p.claim.lostTo = max(p.claim.lostTo, now.Epoch)
+		if now.Epoch > p.claim.lostTo.Epoch {
+			p.claim.lostTo = now
+		}
 		return
 	case !p.end():
 		return
@@ -133,7 +140,7 @@ func (o *Origin) Lost(stream string, now discovery.Lease) {
 		if s != nil {
 			s.End(reasonLost)
 		}
-		p.finish(errLost)
+		p.finish(movedTo(now))
 	})
 }
 
@@ -149,7 +156,7 @@ func (o *Origin) live(key string) *publication {
 func (o *Origin) Play(ctx context.Context, r session.PlayRequest) (session.Feed, error) {
 	var feed session.Feed
 	err := o.find(ctx, r.Target, o.patience(r.Peer), func(p *publication) {
-		feed = session.Feed{Stream: p.stream, Epoch: p.epoch, Release: func() {}}
+		feed = session.Feed{Stream: p.stream, Epoch: o.told(p.epoch), Release: func() {}}
 	})
 	return feed, err
 }
@@ -232,7 +239,17 @@ func (o *Origin) elsewhere(ctx context.Context, key string) error {
 		return session.ErrNotFound
 	}
 	o.redirects.Inc()
-	return &session.Redirect{RTMP: l.Addr.RTMP, HTTP: l.Addr.HTTP}
+	return movedTo(l)
+}
+
+// told returns an epoch as other nodes are told it. An origin that shares no
+// directory with others says nothing: epochs of such origins, to which an encoder
+// may publish at the same time, do not tell a later owner from an earlier one.
+func (o *Origin) told(epoch uint64) uint64 {
+	if o.cfg.Discovery.Alone() {
+		return 0
+	}
+	return epoch
 }
 
 // Streams lists the streams for the admin API. players counts those of a key.

@@ -35,20 +35,22 @@ type publication struct {
 	gone      chan struct{}      // closed when publisher has let go of the stream
 	claim     *claim             // not nil while publisher claims the name
 	resume    *time.Timer        // runs while the publisher is away
+	writer    *stream.Publisher  // of the publisher, once it may send
+	unfollow  func()             // ends that regained is called; nil before that begins
 	hls       *hls.Segmenter     // set before shown; nil without HLS
 }
 
 // claim is a publisher's question to the directory.
 type claim struct {
-	done    chan struct{} // closed when it is answered
-	refused error         // set before that; not nil if another node has the name
-	lostTo  uint64        // guarded by o.mu; epoch of an owner that the origin was told of meanwhile
+	done    chan struct{}   // closed when it is answered
+	refused error           // set before that; not nil if another node has the name
+	lostTo  discovery.Lease // guarded by o.mu; of an owner that the origin was told of meanwhile
 }
 
 // Reasons of sessions that the origin ends.
 const (
-	reasonReplaced = "replaced"
-	reasonLost     = "lost_lease"
+	reasonReplaced = session.Replaced
+	reasonLost     = session.LostLease
 	reasonShutdown = "shutdown"
 )
 
@@ -75,6 +77,7 @@ func (o *Origin) enter(ctx context.Context, s *session.Publisher) (*publication,
 			return nil, err
 		}
 		if p != nil {
+			p.follow()
 			lease, err := o.owner.Claim(ctx, p.key, discovery.ClaimOptions{Replace: replace})
 			return p, p.settle(lease, err)
 		}
@@ -154,8 +157,11 @@ func (p *publication) settle(lease discovery.Lease, err error) error {
 			p.release()
 		}
 		return stopping()
-	case taken != nil, c.lostTo > p.epoch:
-		cause = errLost
+	case taken != nil:
+		cause = movedTo(taken.Lease)
+		p.end()
+	case c.lostTo.Epoch > p.epoch:
+		cause = movedTo(c.lostTo)
 		p.end()
 	case p.shown:
 		p.pause()
@@ -216,7 +222,9 @@ func (p *publication) serve(s *session.Publisher) session.PublishEnd {
 		return session.ReadEnd(err)
 	}
 	p.o.mu.Lock()
+	p.writer = pub
 	epoch := p.epoch
+	p.mark()
 	p.o.mu.Unlock()
 	p.o.log.Info("publish started", "stream", p.key, "session", s.ID(), "remote", s.Remote.String(), "epoch", epoch, "encoder", s.Encoder)
 	for {
@@ -230,12 +238,51 @@ func (p *publication) serve(s *session.Publisher) session.PublishEnd {
 	}
 }
 
+// mark writes into the stream of which ownership it is. o.mu is held.
+func (p *publication) mark() {
+	if epoch := p.o.told(p.epoch); epoch != 0 && p.writer != nil {
+		_ = p.writer.Append(media.EpochMark(epoch)) // only ever fails when the stream is over
+	}
+}
+
+// follow has regained called until finish.
+func (p *publication) follow() {
+	o := p.o
+	o.mu.Lock()
+	begun := p.unfollow != nil
+	o.mu.Unlock()
+	if begun {
+		return
+	}
+	stop := o.owner.Follow(p.key, p.regained) // without the lock, which regained takes
+	o.mu.Lock()
+	if begun = p.unfollow != nil; !begun {
+		p.unfollow = stop
+	}
+	o.mu.Unlock()
+	if begun {
+		stop()
+	}
+}
+
+// regained is told of each ownership of the stream. The directory may have granted
+// the name to this origin again, with a later epoch, after it was away.
+func (p *publication) regained(l discovery.Lease) {
+	o := p.o
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if l.Node == o.node && l.Epoch > p.epoch && !p.ended {
+		p.epoch = l.Epoch
+		p.mark()
+	}
+}
+
 // leave ends the publisher's stay: the stream ends if the publisher said so, and
 // otherwise waits for its return.
 func (p *publication) leave(proper bool) {
 	o := p.o
 	o.mu.Lock()
-	p.publisher = nil
+	p.publisher, p.writer = nil, nil
 	gone, last := p.gone, false
 	switch {
 	case p.ended:
@@ -291,7 +338,14 @@ func (p *publication) end() bool {
 // unless another origin has it, and makes room for the name's next publication.
 func (p *publication) finish(cause error) {
 	p.stream.Close(cause)
-	if !errors.Is(cause, errLost) {
+	p.o.mu.Lock()
+	unfollow := p.unfollow
+	p.unfollow = func() {} // from now on nobody follows
+	p.o.mu.Unlock()
+	if unfollow != nil {
+		unfollow()
+	}
+	if !errors.As(cause, new(*session.Redirect)) {
 		p.release()
 	}
 	p.o.mu.Lock()

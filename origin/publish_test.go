@@ -11,7 +11,9 @@ import (
 	"time"
 
 	"weir/discovery"
+	"weir/internal/media"
 	"weir/internal/rtmp"
+	"weir/internal/session"
 	"weir/internal/vhost"
 )
 
@@ -63,10 +65,12 @@ func TestConflict(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer carol.Close()
-			awaitCut(t, alice)
+			if err := awaitCut(t, alice); code(err) != rtmp.CodePublishBadName {
+				t.Errorf("the first publisher was told %v", err)
+			}
 			send(t, carol, frames("carol", 3))
-			if second == "b" { // bob is told, comes again, and is sent to b
-				awaitEnd(t, bob)
+			if second == "b" { // bob is sent to b, where he is, and whenever he comes
+				awaitMoved(t, bob, "rtmp://"+b.rtmp+"/live/demo", 0)
 				if err := a.playAnswer("demo"); code(err) != "302 rtmp://"+b.rtmp+"/live/demo" {
 					t.Errorf("play at a: %v", err)
 				}
@@ -161,7 +165,7 @@ func TestResume(t *testing.T) {
 			}
 			return err
 		})
-		awaitEnd(t, bob)
+		awaitMoved(t, bob, "rtmp://"+b.rtmp+"/live/demo", 0)
 		a.awaitState("demo", "")
 		if b.state("demo") != "live" {
 			t.Error("b has no stream")
@@ -299,14 +303,37 @@ func TestLeaseLost(t *testing.T) {
 	send(t, alice, frames("alice", 3))
 	bob := a.mustPlay("demo")
 	await(t, bob, "alice 2")
-	if _, err := dir.Claim(context.Background(), discovery.Claim{
-		Stream: key + "demo", Node: "b", Instance: "1", Replace: true,
-		Addr: discovery.Addr{RTMP: "198.51.100.1:1935", HTTP: "198.51.100.1:8080"}, TTL: time.Minute,
-	}); err != nil {
+	node, err := a.play("demo", "edge-1")
+	if err != nil {
 		t.Fatal(err)
 	}
-	awaitCut(t, alice)
-	awaitEnd(t, bob)
+	defer node.Close()
+	_, flv := a.getFLV("demo", "edge-1")
+	l, err := dir.Claim(context.Background(), discovery.Claim{
+		Stream: key + "demo", Node: "b", Instance: "1", Replace: true,
+		Addr: discovery.Addr{RTMP: "198.51.100.1:1935", HTTP: "198.51.100.1:8080"}, TTL: time.Minute,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := awaitCut(t, alice); code(err) != rtmp.CodePublishBadName {
+		t.Errorf("the publisher was told %v", err)
+	}
+	awaitMoved(t, bob, "rtmp://198.51.100.1:1935/live/demo", 0)
+	awaitMoved(t, node, "rtmp://198.51.100.1:1935/live/demo", l.Epoch)
+	for {
+		tag, err := flv.ReadTag()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if addr, epoch, ok := media.MovedTo(tag); ok {
+			if addr != "198.51.100.1:8080" || epoch != l.Epoch {
+				t.Errorf("moved to %s with epoch %d", addr, epoch)
+			}
+			break
+		}
+	}
+	a.awaitEnded("play", "redirect", 2)
 	a.awaitEnded("publish", reasonLost, 1)
 	a.awaitState("demo", "")
 	if l, err := dir.Lookup(context.Background(), key+"demo"); err != nil || l.Node != "b" {
@@ -337,8 +364,108 @@ func TestLostInsideClaim(t *testing.T) {
 	if _, err := a.publish("demo"); code(err) != rtmp.CodePublishBadName {
 		t.Errorf("publish: %v", err)
 	}
-	awaitEnd(t, bob)
+	awaitMoved(t, bob, "rtmp://198.51.100.1:1935/live/demo", 0)
 	a.awaitState("demo", "")
+}
+
+// The epoch of a stream is told to nodes, before the first frame and within the
+// stream, in each protocol and in redirects; to nobody else; and again when the
+// directory, back from an outage, has granted a later one. What a publisher says
+// under the name of a mark is not passed on.
+func TestEpochIsTold(t *testing.T) {
+	dir := newMemory()
+	cfg := quick()
+	cfg.Discovery.LeaseTTL = 300 * time.Millisecond
+	a, b := start(t, "a", cfg, dir), start(t, "b", cfg, dir)
+	alice := a.mustPublish("demo")
+	send(t, alice, append(frames("alice", 3), media.EpochMark(1<<40)))
+	l, err := dir.Lookup(context.Background(), key+"demo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "frames", func() error {
+		a.origin.mu.Lock()
+		defer a.origin.mu.Unlock()
+		if p := a.origin.live(key + "demo"); p == nil || p.stream.Stats().KeyFrames == 0 {
+			return errors.New("none yet")
+		}
+		return nil
+	})
+
+	node, err := a.play("demo", "edge-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer node.Close()
+	first, err := node.ReadTag()
+	if epoch, ok := media.EpochOf(first); err != nil || !ok || epoch != l.Epoch {
+		t.Errorf("a node is told the epoch %d, %v, %v first, want %d", epoch, ok, err, l.Epoch)
+	}
+	header, flv := a.getFLV("demo", "edge-1")
+	if got := header.Get(session.HeaderEpoch); got != fmt.Sprint(l.Epoch) {
+		t.Errorf("header %q, want %d", got, l.Epoch)
+	}
+	first, err = flv.ReadTag()
+	if epoch, ok := media.EpochOf(first); err != nil || !ok || epoch != l.Epoch {
+		t.Errorf("over HTTP-FLV a node is told the epoch %d, %v, %v first", epoch, ok, err)
+	}
+	header, flv = a.getFLV("demo", "")
+	if got := header.Get(session.HeaderEpoch); got != "" {
+		t.Errorf("a player is told %q", got)
+	}
+	for range 4 {
+		if tag, err := flv.ReadTag(); err != nil || media.IsMark(tag) {
+			t.Errorf("a player gets %q, %v", tag, err)
+		}
+	}
+
+	var moved *rtmp.RedirectError
+	c, err := b.play("demo", "edge-1")
+	if err == nil {
+		_, err = c.ReadTag()
+		c.Close()
+	}
+	if !errors.As(err, &moved) || moved.Epoch != l.Epoch {
+		t.Errorf("a node is redirected by %v with epoch %+v", err, moved)
+	}
+	if header, _ := b.getFLV("demo", "edge-1"); header.Get(session.HeaderEpoch) != fmt.Sprint(l.Epoch) {
+		t.Errorf("redirect with %v", header)
+	}
+
+	// The directory gives the name away and takes it back, and a has to claim again.
+	taken, err := dir.Claim(context.Background(), discovery.Claim{
+		Stream: key + "demo", Node: "a", Instance: "none", Replace: true, TTL: time.Minute,
+		Addr: discovery.Addr{RTMP: "198.51.100.1:1935"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := dir.Release(context.Background(), taken); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		tag, err := node.ReadTag()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if epoch, ok := media.EpochOf(tag); ok && epoch > taken.Epoch {
+			break
+		}
+	}
+}
+
+// An origin that shares no directory says nothing: an encoder may publish to
+// another one at the same time.
+func TestEpochIsNotTold(t *testing.T) {
+	cfg := quick()
+	cfg.Discovery.URLs = nil
+	a := start(t, "a", cfg, newMemory())
+	send(t, a.mustPublish("demo"), frames("alice", 3))
+	a.awaitState("demo", "live")
+	header, flv := a.getFLV("demo", "edge-1")
+	if tag, err := flv.ReadTag(); err != nil || media.IsMark(tag) || header.Get(session.HeaderEpoch) != "" {
+		t.Errorf("a node is told %v, %q, %v", header, tag, err)
+	}
 }
 
 // down is a directory that cannot be reached.

@@ -112,8 +112,12 @@ func (c *chaser) run() {
 		switch {
 		case taken: // until the log is read to its end
 		case end != nil:
-			s.settle(Ended)                // before the player can know it and leave
-			_ = c.write(s.p.Farewell, nil) // the session is over either way
+			s.settle(Ended) // before the player can know it and leave
+			farewell := s.p.Farewell
+			if s.p.FarewellFor != nil {
+				farewell = s.p.FarewellFor(end)
+			}
+			_ = c.write(farewell, nil) // the session is over either way
 			c.linger()
 			s.finish(Ended, end)
 			return

@@ -96,6 +96,9 @@ type Player struct {
 	// End is called or after 2 s: one that is closed at once while the player
 	// still has something to say is reset, which can eat what it has not read.
 	Farewell []byte
+	// FarewellFor, if not nil, is asked instead, with the cause that the stream was
+	// closed with.
+	FarewellFor func(cause error) []byte
 	// Done is called once, after the connection was closed, in a goroutine of the
 	// engine. It must not call Engine.Close.
 	Done func(Result)

@@ -20,17 +20,22 @@ type Format interface {
 }
 
 // FLV is the format of HTTP-FLV: the tags as they lie in the log.
-type FLV struct{}
+type FLV struct {
+	// Marks are for other nodes of weir: players do not get them.
+	Marks bool
+}
 
 func (FLV) begin(tags []media.Tag) []byte { return fileHeader(tags) }
 
-func (FLV) append(dst, begin []byte, tags []media.Tag) []byte {
+func (f FLV) append(dst, begin []byte, tags []media.Tag) []byte {
 	if len(tags) == 0 {
 		return dst
 	}
 	dst = append(dst, begin...)
 	for _, t := range tags {
-		dst = append(dst, t...)
+		if f.Marks || !media.IsMark(t) {
+			dst = append(dst, t...)
+		}
 	}
 	return dst
 }
@@ -58,7 +63,12 @@ func (WebSocketFLV) append(dst, begin []byte, tags []media.Tag) []byte {
 	}
 	size := len(begin)
 	for _, t := range tags {
-		size += len(t)
+		if !media.IsMark(t) {
+			size += len(t)
+		}
+	}
+	if size == 0 {
+		return dst
 	}
 	return FLV{}.append(appendFrameHeader(dst, size), begin, tags)
 }
@@ -79,6 +89,7 @@ func appendFrameHeader(b []byte, size int) []byte {
 type RTMP struct {
 	StreamID  uint32 // of the play
 	ChunkSize int    // that was announced to the player
+	Marks     bool   // as of FLV
 }
 
 // begin returns nothing: the session has announced the stream.
@@ -86,7 +97,9 @@ func (RTMP) begin([]media.Tag) []byte { return nil }
 
 func (f RTMP) append(dst, _ []byte, tags []media.Tag) []byte {
 	for _, t := range tags {
-		dst = chunk.AppendMedia(dst, t, f.StreamID, f.ChunkSize)
+		if f.Marks || !media.IsMark(t) {
+			dst = chunk.AppendMedia(dst, t, f.StreamID, f.ChunkSize)
+		}
 	}
 	return dst
 }

@@ -72,7 +72,7 @@ type Info struct {
 	// multitrack), or SlotManyTracks. With the Header flag it tells which
 	// decoder state of its kind the tag replaces, and one of the other special
 	// slots below may be added: only slots under SlotMultichannel hold sequence
-	// headers.
+	// headers. Of kind Data it is 0 for metadata and SlotEpoch for an epoch mark.
 	Slot uint16
 }
 
@@ -377,12 +377,17 @@ func sniffExAudio(i Info, b []byte) Info {
 // onMetaData as the AMF0 string that opens the body of a metadata tag.
 var onMetaData = []byte("\x02\x00\x0aonMetaData")
 
+// onWeirEpoch likewise opens the body of an epoch mark.
+var onWeirEpoch = []byte("\x02\x00\x0b" + epochName)
+
 func sniffData(b []byte) Info {
 	i := Info{Kind: Data}
 	if len(b) == 0 {
 		i.Flags = Malformed
 	} else if len(b) >= len(onMetaData) && string(b[:len(onMetaData)]) == string(onMetaData) {
 		i.Flags = Header
+	} else if len(b) >= len(onWeirEpoch) && string(b[:len(onWeirEpoch)]) == string(onWeirEpoch) {
+		i.Flags, i.Slot = Header, SlotEpoch
 	}
 	return i
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/yutopp/go-rtmp/message"
@@ -32,6 +33,8 @@ type conn struct {
 	acked     uint64
 	aggregate aggregate
 	inject    func([]byte) // takes the answers while the fan-out owns the writing side
+
+	interrupted atomic.Bool // set by Interrupt
 
 	writing sync.Mutex // held while bytes are written to nc
 	mu      sync.Mutex // guards what follows; taken within writing, never the other way
@@ -63,7 +66,17 @@ func (r netReader) Read(p []byte) (int, error) {
 	case c.idle > 0:
 		_ = c.nc.SetReadDeadline(time.Now().Add(c.idle))
 	}
+	if c.interrupted.Load() { // behind the deadline, which may have undone that of interrupt
+		return 0, ErrInterrupted
+	}
 	return c.nc.Read(p)
+}
+
+// interrupt makes a read that waits, and all that come, fail, and a write that
+// waits.
+func (c *conn) interrupt() {
+	c.interrupted.Store(true)
+	_ = c.nc.SetDeadline(time.Unix(1, 0))
 }
 
 // flush writes all answers that have gathered.

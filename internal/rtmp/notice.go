@@ -9,9 +9,9 @@ import (
 // side of NetConn. They go between two other messages.
 
 // RedirectNotice sends a node elsewhere in mid-stream, by the RTMP 302 of SRS. The
-// connection has to be closed behind it.
-func RedirectNotice(rtmpURL string, chunkSize int) []byte {
-	return chunk.AppendMessage(nil, chunk.StreamStatus, chunk.TypeCommand, 0, 0, encodeRedirect(rtmpURL), chunkSize)
+// connection has to be closed behind it. info is for nodes of weir (see ForNodes).
+func RedirectNotice(rtmpURL string, chunkSize int, info ...Property) []byte {
+	return chunk.AppendMessage(nil, chunk.StreamStatus, chunk.TypeCommand, 0, 0, encodeRedirect(rtmpURL, info...), chunkSize)
 }
 
 // ReconnectNotice asks a client that advertised CapsReconnect to connect to tcURL

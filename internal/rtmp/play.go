@@ -35,10 +35,7 @@ const (
 // properties are added to the Play.Start status of weir nodes; other players do
 // not get them. From now on the writing side of NetConn belongs to the caller.
 func (c *ServerConn) AcceptPlay(info ...Property) error {
-	if c.connect.Node == "" {
-		info = nil
-	}
-	c.sendPlayStart(info...)
+	c.sendPlayStart(c.ForNodes(info...)...)
 	c.phase, c.pending = phasePlay, nil
 	c.deadline, c.idle = time.Time{}, 0
 	if err := c.flush(); err != nil {

@@ -445,7 +445,14 @@ func (c *ServerConn) otherStream(cmd *command, code string) {
 		encodeStatus("error", code, "This connection carries a stream already."))
 }
 
-// Refuse answers the pending request, or connect when that was not answered
+// ErrInterrupted is what reading fails with after Interrupt.
+var ErrInterrupted = errors.New("interrupted")
+
+// Interrupt makes ReadTag fail at once, so that its caller can tell the encoder by
+// Refuse why the publish ends. It does not block, and is safe for concurrent use.
+func (c *ServerConn) Interrupt() { c.interrupt() }
+
+// Refuse answers the pending request, ends a publish, or connect when that was not answered
 // yet, with a status and a sentence in one write. It then gives the client the
 // close timeout to read the answer and leave, and closes the connection.
 // Without a pending request it first waits for connect, within the handshake
@@ -515,13 +522,14 @@ func (c *ServerConn) finish() error {
 
 // Redirect sends the client of the pending request to rtmpURL, which is
 // rtmp://host:port/app/name[?query], by the RTMP 302 of SRS. It waits at most
-// the redirect wait for any call of the client and closes the connection.
-func (c *ServerConn) Redirect(rtmpURL string) error {
+// the redirect wait for any call of the client and closes the connection. The info
+// properties are added for weir nodes; other clients get SRS's form byte for byte.
+func (c *ServerConn) Redirect(rtmpURL string, info ...Property) error {
 	defer c.nc.Close()
 	if c.pending != nil && c.pending.Kind == Play {
 		c.sendPlayStart()
 	}
-	c.send(chunk.StreamStatus, chunk.TypeCommand, 0, encodeRedirect(rtmpURL))
+	c.send(chunk.StreamStatus, chunk.TypeCommand, 0, encodeRedirect(rtmpURL, c.ForNodes(info...)...))
 	if err := c.flush(); err != nil {
 		return fmt.Errorf("redirect: %w", err)
 	}
@@ -538,16 +546,25 @@ func (c *ServerConn) Redirect(rtmpURL string) error {
 	}
 }
 
+// ForNodes returns the properties if the client is a node of weir, else none.
+func (c *ServerConn) ForNodes(info ...Property) []Property {
+	if c.connect.Node == "" {
+		return nil
+	}
+	return info
+}
+
 // encodeRedirect returns the 302 command, its keys in the order of SRS.
-func encodeRedirect(rtmpURL string) []byte {
+func encodeRedirect(rtmpURL string, info ...Property) []byte {
 	path, _, _ := strings.Cut(rtmpURL, "?")
 	app := rtmpURL
 	if slash := strings.LastIndexByte(path, '/'); slash > len("rtmp://") {
 		app = rtmpURL[:slash]
 	}
 	return encodeStatus("error", CodeConnectRejected, "RTMP 302 Redirect",
-		amf.P("ex", amf.Obj(
+		amf.P("ex", amf.Obj(append([]Property{
 			amf.P("code", amf.Num(302)),
 			Text("redirect", app),
-			Text("redirect2", rtmpURL))))
+			Text("redirect2", rtmpURL),
+		}, info...)...)))
 }

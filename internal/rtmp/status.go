@@ -2,6 +2,7 @@ package rtmp
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 
 	"weir/internal/rtmp/amf"
@@ -107,7 +108,14 @@ type RedirectError struct {
 	Addr string
 	// TLS says that the scheme of URL is rtmps.
 	TLS bool
+	// Epoch is that of the stream's ownership there; 0 if the server does not say.
+	Epoch uint64
 }
+
+// InfoEpoch is the property by which nodes of weir tell each other the epoch of a
+// stream's ownership: in decimal digits, in the status of a play or publish that
+// starts and in the ex object of a redirect.
+const InfoEpoch = "weirEpoch"
 
 func (e *RedirectError) Error() string { return "server redirects to " + e.URL }
 
@@ -139,7 +147,8 @@ func refusal(info amf.Value) error {
 			target = ex.Get("redirect").Text()
 		}
 		if addr, secure, err := hostPort(target); err == nil {
-			return &RedirectError{URL: target, Addr: addr, TLS: secure}
+			epoch, _ := strconv.ParseUint(ex.Get(InfoEpoch).Text(), 10, 64)
+			return &RedirectError{URL: target, Addr: addr, TLS: secure, Epoch: epoch}
 		}
 	}
 	e := &StatusError{

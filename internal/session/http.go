@@ -21,9 +21,11 @@ import (
 
 // Headers that nodes of weir tell each other over HTTP.
 const (
-	HeaderNode  = "Weir-Node"  // id of the node that asks
-	HeaderVia   = "Weir-Via"   // nodes that its own request came through
-	HeaderEpoch = "Weir-Epoch" // of the stream, in the answer
+	HeaderNode = "Weir-Node" // id of the node that asks
+	HeaderVia  = "Weir-Via"  // nodes that its own request came through
+	// HeaderEpoch is that of the stream's ownership in an answer, also a redirect;
+	// in a request of another worker that of the latest that it knows of.
+	HeaderEpoch = "Weir-Epoch"
 )
 
 const flvExt = ".flv"
@@ -75,16 +77,14 @@ func (s *Server) serveFLV(srv *httpserver.Server, ctx *fasthttp.RequestCtx, stem
 		redirect, err := elsewhere(err, func(r *Redirect) string { return r.HTTP })
 		if redirect != nil {
 			s.ledger.refused(KindPlay, l.protocol, reasonOf(err), t.Key.String(), l.remote, err)
-			redirectHTTP(ctx, redirect.httpURL(t, flvExt))
+			redirectHTTP(ctx, l.peer, redirect, redirect.httpURL(t, flvExt))
 			return
 		}
 		s.refuseHTTP(ctx, l, t.Key.String(), err)
 		return
 	}
 	ctx.SetContentType("video/x-flv")
-	if feed.Epoch != 0 && l.peer.Node != "" {
-		ctx.Response.Header.Set(HeaderEpoch, strconv.FormatUint(feed.Epoch, 10))
-	}
+	tellEpoch(ctx, l.peer, feed.Epoch)
 	if ctx.IsHead() {
 		feed.Release()
 		srv.Takeover(ctx, nil) // prepares the head that GET would get
@@ -105,9 +105,9 @@ func (s *Server) serveFLV(srv *httpserver.Server, ctx *fasthttp.RequestCtx, stem
 			}
 			return closeRestart
 		}
-		take, w = srv.TakeoverWebSocket, way{format: fanout.WebSocketFLV{}, farewell: closeNormally, read: controlFrames()}
+		take, w = srv.TakeoverWebSocket, way{format: fanout.WebSocketFLV{}, farewell: func(error) []byte { return closeNormally }, read: controlFrames()}
 	case l.peer.Node != "":
-		w.farewell = endMark
+		w.format, w.farewell = fanout.FLV{Marks: true}, farewellFLV
 	}
 	if !take(ctx, func(c net.Conn) { s.playFLV(l, t, feed, conn.set(c), w) }) {
 		feed.Release()
@@ -225,7 +225,7 @@ func (s *Server) serveHLS(ctx *fasthttp.RequestCtx, file hls.Request) {
 		o.Respond(ctx, "")
 	case redirect != nil:
 		ext := strings.TrimPrefix(string(ctx.Path()), "/"+t.Key.Path())
-		redirectHTTP(ctx, redirect.httpURL(t, ext))
+		redirectHTTP(ctx, l.peer, redirect, redirect.httpURL(t, ext))
 	default:
 		s.refuseHTTP(ctx, l, t.Key.String(), err)
 	}
@@ -242,7 +242,15 @@ func (r *Redirect) httpURL(t vhost.Target, ext string) string {
 	return u.String()
 }
 
-func redirectHTTP(ctx *fasthttp.RequestCtx, url string) {
+// tellEpoch adds an epoch to the answer to a node.
+func tellEpoch(ctx *fasthttp.RequestCtx, p Peer, epoch uint64) {
+	if epoch != 0 && p.Node != "" {
+		ctx.Response.Header.Set(HeaderEpoch, strconv.FormatUint(epoch, 10))
+	}
+}
+
+func redirectHTTP(ctx *fasthttp.RequestCtx, p Peer, r *Redirect, url string) {
+	tellEpoch(ctx, p, r.Epoch)
 	ctx.Response.Header.Set(fasthttp.HeaderLocation, url)
 	ctx.Response.Header.Set(fasthttp.HeaderCacheControl, "no-store")
 	ctx.SetStatusCode(http.StatusFound)
@@ -277,19 +285,15 @@ func (s *Server) refuseHTTP(ctx *fasthttp.RequestCtx, l *live, stream string, er
 	}
 }
 
-// endMark is a script tag that a node gets when the stream has ended: a closed
-// connection alone does not tell an end from a crash.
-var endMark = func() []byte {
-	t := media.NewTag(media.Data, 0, len(endMarkBody))
-	copy(t.Body(), endMarkBody)
-	return t
-}()
-
-// endMarkBody is the AMF0 string "onWeirEnd".
-const endMarkBody = "\x02\x00\x09onWeirEnd"
-
-// IsEndMark reports whether a tag that came over HTTP-FLV from a node of weir
-// says that the stream has ended.
-func IsEndMark(t media.Tag) bool {
-	return t.Kind() == media.Data && string(t.Body()) == endMarkBody
+// farewellFLV returns what a node gets last over HTTP-FLV: that the stream has
+// ended, or where it is now. Nothing says that the connection is lost.
+func farewellFLV(cause error) []byte {
+	var moved *Redirect
+	switch {
+	case !errors.As(cause, &moved):
+		return media.EndMark()
+	case moved.HTTP != "":
+		return media.MovedMark(moved.HTTP, moved.Epoch)
+	}
+	return nil
 }

@@ -92,7 +92,13 @@ func badTarget(kind rtmp.Kind, err error) rtmp.Status {
 func (s *Server) publishRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.Request, t vhost.Target, remote netip.AddrPort, peer Peer) bool {
 	l := &live{
 		kind: KindPublish, protocol: protoRTMP, stream: t.Key.String(), remote: remote, peer: peer, encoder: req.FlashVer,
-		close: func(string) { c.Close() },
+		close: func(why string) {
+			if _, told := farewells[why]; told {
+				c.Interrupt()
+				return
+			}
+			c.Close()
+		},
 	}
 	refuse := func(err error) bool {
 		s.ledger.refused(KindPublish, protoRTMP, reasonOf(err), l.stream, remote, err)
@@ -123,8 +129,32 @@ func (s *Server) publishRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.
 	if errors.Is(end.Err, io.EOF) {
 		end.Err = nil
 	}
+	if errors.Is(end.Err, rtmp.ErrInterrupted) {
+		end.Err = nil // the reason says it
+	}
 	s.ledger.finish(l, t.Vhost.Name, end.Reason, end.Err)
-	return end.Reason == Unpublished && l.why.Load() == nil
+	why := l.why.Load()
+	if why == nil {
+		return end.Reason == Unpublished
+	}
+	if status, told := farewells[*why]; told {
+		_ = c.Refuse(status)
+	}
+	return false
+}
+
+// Reasons for which a publisher is ended, and told so, by whoever calls End.
+const (
+	Replaced  = "replaced"   // another publisher took the name
+	LostLease = "lost_lease" // another origin owns the stream now
+)
+
+// farewells are what publishers are told that are ended. Those that are ended for
+// another reason are cut.
+var farewells = map[string]rtmp.Status{
+	Replaced:              rtmp.StatusBadName("Another publisher has taken this stream over."),
+	LostLease:             rtmp.StatusBadName("This stream has a publisher at another node now."),
+	string(fanout.Kicked): rtmp.StatusPublishDenied("The publisher was ended by an operator."),
 }
 
 // Unpublished is the reason of a publish that its encoder ended properly.
@@ -191,7 +221,7 @@ func (s *Server) playRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.Req
 		redirect, err := elsewhere(err, func(r *Redirect) string { return r.RTMP })
 		s.ledger.refused(KindPlay, protoRTMP, reasonOf(err), t.Key.String(), remote, err)
 		if redirect != nil {
-			_ = c.Redirect(redirect.rtmpURL(t))
+			_ = c.Redirect(redirect.rtmpURL(t), epochInfo(redirect.Epoch)...)
 			return
 		}
 		_ = c.Refuse(playStatus(err))
@@ -207,15 +237,24 @@ func (s *Server) playRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.Req
 		_ = c.Refuse(playStatus(err))
 		return
 	}
-	if err := c.AcceptPlay(rtmp.Text("weirEpoch", strconv.FormatUint(feed.Epoch, 10))); err != nil {
+	if err := c.AcceptPlay(epochInfo(feed.Epoch)...); err != nil {
 		s.ledger.finish(l, t.Vhost.Name, string(fanout.Left), err)
 		return
 	}
 	done := make(chan struct{})
 	session, err := s.play(l, t, feed, c.NetConn(),
 		way{
-			format:   fanout.RTMP{StreamID: c.StreamID(), ChunkSize: c.OutChunkSize()},
-			farewell: rtmp.EndOfStream(c.StreamID(), c.OutChunkSize()),
+			format: fanout.RTMP{StreamID: c.StreamID(), ChunkSize: c.OutChunkSize(), Marks: peer.Node != ""},
+			farewell: func(cause error) []byte {
+				var moved *Redirect
+				switch {
+				case !errors.As(cause, &moved):
+					return rtmp.EndOfStream(c.StreamID(), c.OutChunkSize())
+				case moved.RTMP != "":
+					return rtmp.RedirectNotice(moved.rtmpURL(t), c.OutChunkSize(), c.ForNodes(epochInfo(moved.Epoch)...)...)
+				}
+				return nil
+			},
 		},
 		func() { close(done) })
 	if err != nil {
@@ -233,6 +272,14 @@ func (s *Server) playRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.Req
 	})
 	session.End(fanout.Left)
 	<-done
+}
+
+// epochInfo is what nodes are told of an ownership.
+func epochInfo(epoch uint64) []rtmp.Property {
+	if epoch == 0 {
+		return nil
+	}
+	return []rtmp.Property{rtmp.Text(rtmp.InfoEpoch, strconv.FormatUint(epoch, 10))}
 }
 
 // rtmpURL returns where the 302 of an RTMP player leads.

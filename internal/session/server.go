@@ -142,8 +142,10 @@ func (s *Server) admit(l *live, t vhost.Target, conn io.Closer) error {
 
 // way is how a player is served.
 type way struct {
-	format   fanout.Format
-	farewell []byte
+	format fanout.Format
+	// farewell returns what a player gets last, by the cause that its stream was
+	// closed with; nil for those who get nothing.
+	farewell func(cause error) []byte
 	// read gets what the player sends; see fanout.Player. If it is nil the caller
 	// of play watches the connection and ends the session when the player has left.
 	read func(*fanout.Session, []byte) bool
@@ -153,20 +155,28 @@ type way struct {
 // is called at the end, also when play fails.
 func (s *Server) play(l *live, t vhost.Target, feed Feed, conn net.Conn, w way, done func()) (*fanout.Session, error) {
 	session, err := s.engine.Add(fanout.Player{
-		Conn:     conn,
-		Stream:   feed.Stream,
-		Format:   w.format,
-		Farewell: w.farewell,
-		Read:     w.read,
-		Urgent:   l.peer.Node != "",
-		Limits:   fanout.Limits{MaxLag: s.opt.Config.MaxLag, WriteTimeout: s.opt.Config.WriteTimeout},
+		Conn:   conn,
+		Stream: feed.Stream,
+		Format: w.format,
+		Read:   w.read,
+		Urgent: l.peer.Node != "",
+		FarewellFor: func(cause error) []byte {
+			if w.farewell == nil {
+				return nil
+			}
+			return w.farewell(cause)
+		},
+		Limits: fanout.Limits{MaxLag: s.opt.Config.MaxLag, WriteTimeout: s.opt.Config.WriteTimeout},
 		Done: func(r fanout.Result) {
 			l.result.Store(&r)
-			err := r.Err
+			err, reason := r.Err, string(r.Reason)
 			if r.Reason == fanout.Left || r.Reason == fanout.Ended {
 				err = nil // the words say it
 			}
-			s.ledger.finish(l, t.Vhost.Name, string(r.Reason), err)
+			if errors.As(r.Err, new(*Redirect)) && r.Reason == fanout.Ended {
+				reason = reasonRedirect
+			}
+			s.ledger.finish(l, t.Vhost.Name, reason, err)
 			done()
 		},
 	})
@@ -198,6 +208,9 @@ func elsewhere(err error, addr func(*Redirect) string) (*Redirect, error) {
 	return r, err
 }
 
+// reasonRedirect is the word for those who were sent to another node.
+const reasonRedirect = "redirect"
+
 // reasonOf returns the word for a request that failed.
 func reasonOf(err error) string {
 	var refusal *Refusal
@@ -206,7 +219,7 @@ func reasonOf(err error) string {
 	case errors.As(err, &refusal):
 		return string(refusal.Code)
 	case errors.As(err, &redirect):
-		return "redirect"
+		return reasonRedirect
 	case errors.Is(err, ErrNotFound):
 		return "not_found"
 	case errors.Is(err, vhost.ErrUnknown), errors.Is(err, vhost.ErrBadName):

@@ -46,6 +46,9 @@ type PlayRequest struct {
 	Target vhost.Target
 	Remote netip.AddrPort
 	Peer   Peer
+	// Epoch is that of the latest ownership of the stream that another worker of
+	// the node knows of; 0 for all who are no worker.
+	Epoch uint64
 }
 
 // Newcomer is a request that would begin a session, or one for an HLS playlist,
@@ -93,9 +96,13 @@ type Feed struct {
 var ErrNotFound = errors.New("stream not found")
 
 // Redirect says that another node has the stream.
+//
+// It is also the cause that a stream is closed with which another node has taken
+// over: players that can follow are told where it is, the others are cut.
 type Redirect struct {
-	RTMP string // host:port that the owner is reached at; empty if unknown
-	HTTP string // likewise for HTTP
+	RTMP  string // host:port that the owner is reached at; empty if unknown
+	HTTP  string // likewise for HTTP
+	Epoch uint64 // of its ownership; 0 if not known. Only nodes of weir are told
 }
 
 func (r *Redirect) Error() string {
@@ -170,17 +177,23 @@ func (p *Publisher) Accept() error {
 }
 
 // ReadTag returns the publisher's next tag. io.EOF means that it unpublished.
+// Marks of weir's own are left out: no publisher speaks for a node.
 func (p *Publisher) ReadTag() (media.Tag, error) {
-	t, err := p.conn.ReadTag()
-	p.live.bytes.Add(uint64(len(t)))
-	return t, err
+	for {
+		t, err := p.conn.ReadTag()
+		p.live.bytes.Add(uint64(len(t)))
+		if err != nil || !media.IsMark(t) {
+			return t, err
+		}
+	}
 }
 
 // ID returns the id of the session, as in the admin API.
 func (p *Publisher) ID() string { return p.live.id }
 
-// End closes the publisher's connection, so that ReadTag fails, and makes why
-// the reason of the session's end. Safe for concurrent use.
+// End makes ReadTag fail, and why the reason of the session's end. The publisher is
+// told, if it is one of the reasons of this package, and its connection closed. End
+// does not block, and is safe for concurrent use.
 func (p *Publisher) End(why string) { p.live.end(why) }
 
 // Config is the `play` section: what players may cost.

@@ -309,7 +309,7 @@ func TestPlayEveryProtocol(t *testing.T) {
 	for name, resp := range map[string]*http.Response{"player": flv, "node": nodeFLV, "worker": worker} {
 		got := tagsOf(t, body(t, resp))
 		if name != "player" {
-			if last := len(got) - 1; !IsEndMark(got[last]) {
+			if last := len(got) - 1; !media.IsEndMark(got[last]) {
 				t.Errorf("HTTP-FLV %s: no end mark", name)
 			} else {
 				got = got[:last]

@@ -28,7 +28,7 @@ func (s *Server) ServeWorkerFLV(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	ctx, cancel := s.context(r.Context())
-	feed, err := s.opt.Role.Play(ctx, PlayRequest{Target: t, Peer: Peer{Via: l.peer.Via}})
+	feed, err := s.opt.Role.Play(ctx, PlayRequest{Target: t, Peer: Peer{Via: l.peer.Via}, Epoch: parseEpoch(r.Header.Get(HeaderEpoch))})
 	cancel()
 	if err != nil {
 		status := http.StatusServiceUnavailable
@@ -57,7 +57,13 @@ func (s *Server) ServeWorkerFLV(w http.ResponseWriter, r *http.Request) {
 		conn.Close() // the fan-out finds out
 	}
 	// The end is the ledger's to tell.
-	_, _ = s.play(l, t, feed, conn, way{format: fanout.FLV{}, farewell: endMark, read: dropInput()}, feed.Release)
+	_, _ = s.play(l, t, feed, conn, way{format: fanout.FLV{Marks: true}, farewell: farewellFLV, read: dropInput()}, feed.Release)
+}
+
+// parseEpoch reads an epoch from a header, 0 if it has none.
+func parseEpoch(s string) uint64 {
+	epoch, _ := strconv.ParseUint(s, 10, 64)
+	return epoch
 }
 
 func (s *Server) workerTarget(r *http.Request) (vhost.Target, error) {
