@@ -63,6 +63,9 @@ type Lease struct {
 	// of different engines and provisional ones compare. 0: not known (SRS peers).
 	Epoch uint64
 	Addr  Addr // where the owner is reached
+	// Publisher names who publishes, in a way that only the publisher itself can
+	// prove; empty if it does not. See Claim.
+	Publisher string
 	// Idle: the publisher is gone and the owner keeps the name for a while.
 	// Another node may claim an idle lease.
 	Idle    bool
@@ -117,6 +120,10 @@ type Claim struct {
 	Addr     Addr
 	TTL      time.Duration // 0: the directory's default
 	Replace  bool          // take the stream from a live owner
+	// Publisher names the publisher that is at the claimant. If the lease in force
+	// names the same, its owner has lost the publisher, and the stream goes over:
+	// nobody could know it better. Empty if not known.
+	Publisher string
 	// Held is the epoch of the lease that the claimant believes it has, or 0.
 	// A directory that lost its data keeps it if nobody else came between.
 	Held uint64
@@ -127,6 +134,8 @@ type Held struct {
 	Stream string `json:"stream"`
 	Epoch  uint64 `json:"epoch"`
 	Idle   bool   `json:"idle,omitempty"`
+	// Publisher is as in Claim; it counts where the lease is restored.
+	Publisher string `json:"publisher,omitempty"`
 }
 
 // Renewal prolongs leases of one node in one call.
@@ -150,7 +159,8 @@ type Lost struct {
 // Leases is the ownership half of a directory.
 //
 // Claim gives the lease to a node if nobody holds the stream, or its holder has
-// marked it idle, or Replace is set: that is a new ownership with a new epoch.
+// marked it idle, or the publisher is the same, or Replace is set: that is a new
+// ownership with a new epoch.
 // The holder itself (same node and instance) keeps its epoch, so a claim may be
 // repeated. The same node with another instance is a restart: it gets a new
 // epoch. Otherwise the error is a *ConflictError.

@@ -193,7 +193,8 @@ func (h *handler) claim(r *http.Request) (any, error) {
 		return nil, err
 	}
 	return h.cfg.Engine.Claim(r.Context(), Claim{
-		Stream: w.Stream, Node: w.Node, Instance: w.Instance, Addr: w.Addr, TTL: ttl, Replace: w.Replace, Held: w.Held,
+		Stream: w.Stream, Node: w.Node, Instance: w.Instance, Addr: w.Addr, TTL: ttl, Replace: w.Replace, Publisher: w.Publisher,
+		Held: w.Held,
 	})
 }
 

@@ -82,6 +82,8 @@ type holderMetrics struct {
 // ClaimOptions are the choices of a claim.
 type ClaimOptions struct {
 	Replace bool // take the stream from a live owner
+	// Publisher names the publisher, as in Claim.
+	Publisher string
 }
 
 // NewInstance returns a random name for one run of a node.
@@ -165,7 +167,7 @@ func (h *Holder) Claim(ctx context.Context, stream string, opts ClaimOptions) (L
 func (h *Holder) claim(ctx context.Context, stream string, opts ClaimOptions) (l Lease, lost *Lease, err error) {
 	c := Claim{
 		Stream: stream, Node: h.cfg.Self.Node, Instance: h.cfg.Self.Instance, Addr: h.cfg.Self.Addr,
-		TTL: h.cfg.Config.LeaseTTL, Replace: opts.Replace,
+		TTL: h.cfg.Config.LeaseTTL, Replace: opts.Replace, Publisher: opts.Publisher,
 	}
 	if err := c.check(); err != nil { // before it could be granted provisionally
 		return Lease{}, nil, fmt.Errorf("claim stream: %w", err)
@@ -200,11 +202,13 @@ func (h *Holder) claim(ctx context.Context, stream string, opts ClaimOptions) (l
 	}
 	h.reached(err)
 	lease = Lease{
-		Stream: stream, Node: c.Node, Instance: c.Instance, Epoch: c.Held, Addr: c.Addr, Expires: asked.Add(c.TTL),
+		Stream: stream, Node: c.Node, Instance: c.Instance, Epoch: c.Held, Addr: c.Addr, Publisher: c.Publisher,
+		Expires: asked.Add(c.TTL),
 	}
 	if lease.Epoch == 0 {
 		owner, ok := h.resolver.known(stream)
-		if ok && !opts.Replace && !owner.Idle && time.Now().Before(owner.Expires) && owner.Instance != c.Instance {
+		same := opts.Publisher != "" && owner.Publisher == opts.Publisher
+		if ok && !opts.Replace && !owner.Idle && !same && time.Now().Before(owner.Expires) && owner.Instance != c.Instance {
 			return Lease{}, nil, &ConflictError{Lease: owner}
 		}
 		h.mu.Lock()

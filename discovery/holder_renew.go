@@ -50,7 +50,7 @@ func (h *Holder) renew(ctx context.Context, dirtyOnly bool) bool {
 			continue
 		}
 		e.dirty = false
-		r.Leases = append(r.Leases, Held{Stream: stream, Epoch: e.lease.Epoch, Idle: e.lease.Idle})
+		r.Leases = append(r.Leases, Held{Stream: stream, Epoch: e.lease.Epoch, Idle: e.lease.Idle, Publisher: e.lease.Publisher})
 	}
 	if len(r.Leases) == 0 {
 		h.mu.Unlock()
@@ -117,7 +117,7 @@ func (h *Holder) resettle(ctx context.Context, l Lost) (now *Lease) {
 		h.mu.Unlock()
 		return nil
 	}
-	idle := e.lease.Idle
+	idle, publisher := e.lease.Idle, e.lease.Publisher
 	h.mu.Unlock()
 	if l.Now != nil {
 		if h.drop(l.Stream, *l.Now) {
@@ -126,7 +126,7 @@ func (h *Holder) resettle(ctx context.Context, l Lost) (now *Lease) {
 		return nil
 	}
 	// Nobody has it, but others may have seen a later epoch: ask for a new one.
-	lease, now, err := h.claim(ctx, l.Stream, ClaimOptions{})
+	lease, now, err := h.claim(ctx, l.Stream, ClaimOptions{Publisher: publisher})
 	switch {
 	case err == nil:
 		h.log.Info("stream claimed again", "stream", l.Stream, "epoch", lease.Epoch, "old_epoch", l.Epoch)

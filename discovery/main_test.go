@@ -44,7 +44,7 @@ func claimBy(s Self, stream string) Claim {
 func renewalBy(s Self, leases ...Lease) Renewal {
 	r := Renewal{Node: s.Node, Instance: s.Instance, Addr: s.Addr}
 	for _, l := range leases {
-		r.Leases = append(r.Leases, Held{l.Stream, l.Epoch, l.Idle})
+		r.Leases = append(r.Leases, Held{Stream: l.Stream, Epoch: l.Epoch, Idle: l.Idle, Publisher: l.Publisher})
 	}
 	return r
 }

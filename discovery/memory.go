@@ -150,7 +150,7 @@ func (m *Memory) claim(c Claim) (Lease, []change, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := time.Now()
-	fresh := Lease{Stream: c.Stream, Node: c.Node, Instance: c.Instance, Addr: c.Addr, Expires: now.Add(m.leaseTTL(c.TTL))}
+	fresh := Lease{Stream: c.Stream, Node: c.Node, Instance: c.Instance, Addr: c.Addr, Publisher: c.Publisher, Expires: now.Add(m.leaseTTL(c.TTL))}
 
 	cur, changes := m.current(c.Stream, now)
 	if cur == nil {
@@ -193,6 +193,8 @@ func (m *Memory) claim(c Claim) (Lease, []change, error) {
 		cause = "node restarted"
 	case cur.Idle:
 		cause = "claimed while idle"
+	case c.Publisher != "" && c.Publisher == cur.Publisher:
+		cause = "same publisher"
 	case c.Replace:
 		cause = "replaced"
 	default:
@@ -259,7 +261,7 @@ func (m *Memory) renew(r Renewal, h Held, now time.Time) (gone *Lost, restored b
 		if !room || !m.restorable(h.Stream, h.Epoch, now) {
 			return &Lost{Stream: h.Stream, Epoch: h.Epoch}, false, changes
 		}
-		m.put(Lease{Stream: h.Stream, Node: r.Node, Instance: r.Instance, Epoch: h.Epoch, Addr: r.Addr, Idle: h.Idle, Expires: expires}, now)
+		m.put(Lease{Stream: h.Stream, Node: r.Node, Instance: r.Instance, Epoch: h.Epoch, Addr: r.Addr, Publisher: h.Publisher, Idle: h.Idle, Expires: expires}, now)
 		return nil, true, changes
 	case cur.Epoch == h.Epoch && cur.Node == r.Node && cur.Instance == r.Instance:
 		changed := cur.Idle != h.Idle || cur.Addr != r.Addr
@@ -271,7 +273,7 @@ func (m *Memory) renew(r Renewal, h Held, now time.Time) (gone *Lost, restored b
 		return nil, false, changes
 	case h.Epoch > cur.Epoch && plausible(h.Epoch, now):
 		from := cur.Node
-		l := Lease{Stream: h.Stream, Node: r.Node, Instance: r.Instance, Epoch: h.Epoch, Addr: r.Addr, Idle: h.Idle, Expires: expires}
+		l := Lease{Stream: h.Stream, Node: r.Node, Instance: r.Instance, Epoch: h.Epoch, Addr: r.Addr, Publisher: h.Publisher, Idle: h.Idle, Expires: expires}
 		m.put(l, now)
 		return nil, false, append(changes, change{l, from, "later epoch"})
 	}

@@ -78,7 +78,9 @@ func TestTakingOver(t *testing.T) {
 		t.Helper()
 		synctest.Test(t, func(t *testing.T) {
 			m := newMemory()
-			a := mustClaim(t, m, claimBy(selfA, demo))
+			first := claimBy(selfA, demo)
+			first.Publisher = "alice"
+			a := mustClaim(t, m, first)
 			if prepare != nil {
 				prepare(m, a)
 			}
@@ -106,6 +108,22 @@ func TestTakingOver(t *testing.T) {
 	idle := func(m *Memory, a Lease) { a.Idle = true; mustRenew(t, m, renewalBy(selfA, a)) }
 	live := func(m *Memory, a Lease) { idle(m, a); mustRenew(t, m, renewalBy(selfA, a)) }
 
+	as := func(publisher string) Claim {
+		c := claimBy(selfB, demo)
+		c.Publisher = publisher
+		return c
+	}
+	// Restored by the owner, with its publisher.
+	restored := func(m *Memory, a Lease) {
+		m.mu.Lock()
+		delete(m.streams, demo)
+		m.mu.Unlock()
+		mustRenew(t, m, renewalBy(selfA, a))
+	}
+	f("the same publisher", nil, as("alice"), true)
+	f("another publisher", nil, as("carol"), false)
+	f("the same publisher, restored", restored, as("alice"), true)
+	f("another publisher, restored", restored, as("carol"), false)
 	f("another node", nil, claimBy(selfB, demo), false)
 	f("replace", nil, replace, true)
 	f("idle", idle, claimBy(selfB, demo), true)

@@ -34,6 +34,8 @@ type mirror struct {
 type mirrored struct {
 	owner *mirrorOwner
 	epoch uint64
+	// publisher is that of the lease.
+	publisher string
 	ttl   time.Duration // what the lease had left when it was told
 	round uint32
 	idle  bool
@@ -122,14 +124,14 @@ func (m *mirror) put(l *Lease, now time.Time) {
 		m.owners[key] = o
 	}
 	o.leases++
-	m.streams[strings.Clone(l.Stream)] = mirrored{o, l.Epoch, l.Expires.Sub(now), m.round, l.Idle}
-	m.bytes += leaseSize(l.Stream)
+	m.streams[strings.Clone(l.Stream)] = mirrored{o, l.Epoch, strings.Clone(l.Publisher), l.Expires.Sub(now), m.round, l.Idle}
+	m.bytes += leaseSize(l.Stream, l.Publisher)
 }
 
 // leaseSize is the memory of a mirrored lease: key and value, and as much again
 // for the map, which is between 1/2 and 7/8 full.
-func leaseSize(stream string) int64 {
-	return 2*int64(unsafe.Sizeof(stream)+unsafe.Sizeof(mirrored{})) + int64(len(stream)+15)
+func leaseSize(stream, publisher string) int64 {
+	return 2*int64(unsafe.Sizeof(stream)+unsafe.Sizeof(mirrored{})) + int64(len(stream)+15+len(publisher))
 }
 
 func (m *mirror) remove(stream string) {
@@ -138,7 +140,7 @@ func (m *mirror) remove(stream string) {
 		return
 	}
 	delete(m.streams, stream)
-	m.bytes -= leaseSize(stream)
+	m.bytes -= leaseSize(stream, l.publisher)
 	if l.owner.leases--; l.owner.leases == 0 {
 		delete(m.owners, l.owner.ownerKey)
 	}
@@ -188,7 +190,7 @@ func (m *mirror) lease(stream string) (l Lease, ok bool) {
 	}
 	return Lease{
 		Stream: stream, Node: s.owner.node, Instance: s.owner.instance, Epoch: s.epoch, Addr: s.owner.addr,
-		Idle: s.idle, Expires: m.heard.Add(s.ttl),
+		Publisher: s.publisher, Idle: s.idle, Expires: m.heard.Add(s.ttl),
 	}, true
 }
 

@@ -122,6 +122,11 @@ func (c Claim) check() error {
 	if err := CheckStream(c.Stream); err != nil {
 		return err
 	}
+	if c.Publisher != "" {
+		if err := checkID("publisher", c.Publisher); err != nil {
+			return err
+		}
+	}
 	return checkOwner(c.Node, c.Instance, c.Addr, c.TTL)
 }
 
@@ -132,6 +137,11 @@ func (r Renewal) check() error {
 	for _, h := range r.Leases {
 		if err := CheckStream(h.Stream); err != nil {
 			return err
+		}
+		if h.Publisher != "" {
+			if err := checkID("publisher", h.Publisher); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

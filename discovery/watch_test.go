@@ -281,7 +281,7 @@ func flood(t *testing.T, m *Memory, l Lease) {
 	t.Helper()
 	r := Renewal{Node: l.Node, Instance: l.Instance, Addr: l.Addr}
 	for i := range 20_000 {
-		r.Leases = append(r.Leases, Held{l.Stream, l.Epoch, i%2 == 0})
+		r.Leases = append(r.Leases, Held{Stream: l.Stream, Epoch: l.Epoch, Idle: i%2 == 0})
 	}
 	mustRenew(t, m, r)
 }

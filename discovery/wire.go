@@ -21,14 +21,15 @@ type leaseJSON struct {
 	Instance string `json:"instance,omitempty"`
 	Epoch    uint64 `json:"epoch"`
 	Addr
-	Idle  bool  `json:"idle"`
-	TTLms int64 `json:"ttl_ms"`
+	Publisher string `json:"publisher,omitempty"`
+	Idle      bool   `json:"idle"`
+	TTLms     int64  `json:"ttl_ms"`
 }
 
 // MarshalJSON writes the lease with the time it has left from now on.
 func (l Lease) MarshalJSON() ([]byte, error) {
 	return json.Marshal(leaseJSON{
-		Stream: l.Stream, Node: l.Node, Instance: l.Instance, Epoch: l.Epoch, Addr: l.Addr, Idle: l.Idle,
+		Stream: l.Stream, Node: l.Node, Instance: l.Instance, Epoch: l.Epoch, Addr: l.Addr, Publisher: l.Publisher, Idle: l.Idle,
 		TTLms: max(0, time.Until(l.Expires).Milliseconds()),
 	})
 }
@@ -44,7 +45,7 @@ func (l *Lease) UnmarshalJSON(data []byte) error {
 		return fmt.Errorf("decode lease: %w", err)
 	}
 	*l = Lease{
-		Stream: w.Stream, Node: w.Node, Instance: w.Instance, Epoch: w.Epoch, Addr: w.Addr, Idle: w.Idle,
+		Stream: w.Stream, Node: w.Node, Instance: w.Instance, Epoch: w.Epoch, Addr: w.Addr, Publisher: w.Publisher, Idle: w.Idle,
 		Expires: time.Now().Add(ttl),
 	}
 	return nil
@@ -92,9 +93,10 @@ type claimJSON struct {
 	Node     string `json:"node"`
 	Instance string `json:"instance,omitempty"`
 	Addr
-	TTLms   int64  `json:"ttl_ms,omitempty"`
-	Replace bool   `json:"replace,omitempty"`
-	Held    uint64 `json:"held,omitempty"`
+	TTLms     int64  `json:"ttl_ms,omitempty"`
+	Replace   bool   `json:"replace,omitempty"`
+	Publisher string `json:"publisher,omitempty"`
+	Held      uint64 `json:"held,omitempty"`
 }
 
 type renewalJSON struct {

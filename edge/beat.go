@@ -56,9 +56,8 @@ func newBeatConn(c net.Conn, beat func() time.Duration) *beatConn {
 // dialer makes connections that follow the beat once they are told to, and hands
 // them to made.
 func (e *Edge) dialer(made func(*beatConn)) func(ctx context.Context, network, addr string) (net.Conn, error) {
-	d := &net.Dialer{Timeout: e.cfg.Pull.ConnectTimeout}
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
-		c, err := d.DialContext(ctx, network, addr)
+		c, err := e.tcp.DialContext(ctx, network, addr)
 		if err != nil {
 			return nil, err
 		}

@@ -81,6 +81,10 @@ type PullConfig struct {
 	// How long an upstream may send nothing before the next one is tried, from 500ms to 10m.
 	// This is how a silent upstream is noticed; one that closes the connection is left at once.
 	ReadTimeout time.Duration `yaml:"read_timeout"`
+	// How long the machine of an upstream may leave unanswered what TCP sends it, data or
+	// keep-alives, before the upstream is left, from 5s to 10m. This is how a machine that is gone
+	// without a word is noticed, by pulls and by publishers that are forwarded.
+	DeadAfter time.Duration `yaml:"dead_after"`
 	// The pause before the second attempt, from 10ms to 1m; the first follows a failure at once.
 	// It doubles up to retry_max; each pause is spread over its upper half.
 	RetryMin time.Duration `yaml:"retry_min"`
@@ -114,8 +118,8 @@ func (Protocol) Choices() []string { return []string{string(PullRTMP), string(Pu
 // ForwardConfig rules publishers at an edge.
 type ForwardConfig struct {
 	// How long a publisher is kept, and another upstream sought, after the upstream that it was
-	// forwarded to was lost; from 0s to 1h. It should be longer than `lease_ttl` of discovery,
-	// because the name is the lost origin's until its lease has ended.
+	// forwarded to was lost; from 0s to 1h. Upstreams that are no weir nodes, and so do not know
+	// the publisher again, may need longer than `lease_ttl` of discovery.
 	ResumeWindow time.Duration `yaml:"resume_window"`
 	// How far (media time) forwarding may be behind the publisher before it jumps to the newest
 	// key frame, from 500ms to 10m.
@@ -140,6 +144,7 @@ func Default() Config {
 			MaxRedirects:   3,
 			ConnectTimeout: 2 * time.Second,
 			ReadTimeout:    15 * time.Second,
+			DeadAfter:      5 * time.Second,
 			RetryMin:       100 * time.Millisecond,
 			RetryMax:       3 * time.Second,
 			GiveUp:         30 * time.Second,
@@ -214,6 +219,7 @@ func (c *PullConfig) Validate() error {
 		between("linger", c.Linger, 0, time.Hour),
 		between("connect_timeout", c.ConnectTimeout, 50*time.Millisecond, time.Minute),
 		between("read_timeout", c.ReadTimeout, 500*time.Millisecond, 10*time.Minute),
+		between("dead_after", c.DeadAfter, 5*time.Second, 10*time.Minute),
 		between("retry_min", c.RetryMin, 10*time.Millisecond, time.Minute),
 		between("retry_max", c.RetryMax, c.RetryMin, 10*time.Minute),
 		between("give_up", c.GiveUp, 0, time.Hour),

@@ -43,6 +43,7 @@ type Edge struct {
 	health   *health
 	others   *discovery.Elsewhere
 	epochs   *epochs
+	tcp      *net.Dialer // to upstreams
 	siblings *siblings
 	beat     func() time.Duration // of the players' batches; see Options
 	cache    *hls.Cache
@@ -118,6 +119,7 @@ func New(cfg Config, o Options) *Edge {
 		https:   map[string]*upstreams{},
 		health:  newHealth(cfg.Pull.Eject),
 		epochs:  newEpochs(),
+		tcp:     newDialer(cfg.Pull),
 		relays:  map[string]*relay{}, forwards: map[*forward]struct{}{},
 	}
 	if e.beat = o.Beat; e.beat == nil {

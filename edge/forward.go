@@ -2,11 +2,15 @@ package edge
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
+	"sync"
 	"time"
 
+	"weir/discovery"
 	"weir/internal/admin"
 	"weir/internal/media"
 	"weir/internal/rtmp"
@@ -19,19 +23,32 @@ import (
 // a log of the forward's own; a cursor of it writes to the upstream, and to the
 // next one when that is lost.
 type forward struct {
-	edge *Edge
-	p    *session.Publisher
-	log  *slog.Logger
-	ring *stream.Stream
-	from time.Time // since when
+	// Static.
+	edge   *Edge
+	p      *session.Publisher
+	log    *slog.Logger
+	ring   *stream.Stream
+	from   time.Time     // since when
+	secret string        // by which origins know that it is the same publisher again
+	name   string        // that of the secret in leases
+	orphan chan struct{} // holds one token if the lease of the upstream may have ended
+
+	mu    sync.Mutex
+	epoch uint64                  // guarded by mu; of the ownership at the upstream, 0 if it says none or there is no upstream
+	leave context.CancelCauseFunc // guarded by mu; leaves the upstream, nil if there is none
+	last  discovery.Lease         // guarded by mu; what was heard of last
 }
 
 // Publish implements session.Role.
 func (e *Edge) Publish(ctx context.Context, p *session.Publisher) session.PublishEnd {
 	f := &forward{
 		edge: e, p: p, log: e.log.With("stream", p.Target.Key.String(), "session", p.ID()),
-		ring: stream.New(e.cfg.Play.LogLimits()), from: time.Now(),
+		ring: stream.New(e.cfg.Play.LogLimits()), from: time.Now(), orphan: make(chan struct{}, 1),
 	}
+	if f.secret = p.Secret; f.secret == "" || p.Peer.Node == "" {
+		f.secret = rand.Text()
+	}
+	f.name = session.PublisherName(f.secret)
 	via, err := e.chain(p.Peer)
 	if err != nil {
 		return session.PublishEnd{Err: err}
@@ -61,10 +78,22 @@ func (e *Edge) Publish(ctx context.Context, p *session.Publisher) session.Publis
 	defer cancel()
 	seeking, left := context.WithCancel(ctx) // nobody seeks an upstream for a publisher that has left
 	defer left()
+	if e.owners != nil {
+		defer e.owners.Follow(p.Target.Key.String(), f.owned)()
+		var watching sync.WaitGroup
+		defer watching.Wait()
+		defer cancel()
+		watching.Go(func() { f.watch(ctx) })
+	}
 	sent := make(chan error, 1)
 	go func() {
 		err := f.send(ctx, seeking, up, cursor, via)
-		if err != nil {
+		switch {
+		case errors.Is(err, errKicked):
+			p.End(session.Kicked)
+		case errors.Is(err, errTaken):
+			p.End(session.LostLease)
+		case err != nil:
 			p.End("upstream_lost")
 		}
 		sent <- err
@@ -138,6 +167,83 @@ func refusalOf(err error) error {
 		text = "The upstream refused the stream."
 	}
 	return &session.Refusal{Code: code, Text: text, Err: err}
+}
+
+// Ends of a forward that no other upstream can make good.
+var (
+	errTaken  = errors.New("the stream has another publisher")
+	errKicked = errors.New("the publisher was ended by an operator")
+)
+
+// errOrphan says that an upstream has lost the lease of the stream: it is frozen, or
+// cut off from the directory.
+var errOrphan = errors.New("the upstream does not own the stream any more")
+
+// told returns the end of the forward that an upstream's words in mid-publish mean,
+// or err if they mean only the upstream's.
+func told(err error) error {
+	var s *rtmp.StatusError
+	switch {
+	case !errors.As(err, &s):
+	case s.Code == rtmp.CodePublishBadName:
+		return fmt.Errorf("%w: %w", errTaken, err)
+	case s.Code == rtmp.CodePublishDenied:
+		return fmt.Errorf("%w: %w", errKicked, err)
+	}
+	return err
+}
+
+// owned is told of each ownership of the stream that this worker hears of.
+func (f *forward) owned(l discovery.Lease) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.last = l
+	f.judge()
+}
+
+// judge decides what the last news mean for the present upstream. mu is held.
+func (f *forward) judge() {
+	l := f.last
+	switch {
+	case f.leave == nil || f.epoch == 0 || l.Epoch < f.epoch: // it is being sought, or known better
+	case l.Node == "":
+		select {
+		case f.orphan <- struct{}{}:
+		default:
+		}
+	case l.Epoch == f.epoch:
+	case l.Publisher == f.name: // granted to the upstream again
+		f.epoch = l.Epoch
+	default:
+		f.leave(errTaken)
+	}
+}
+
+// watch leaves an upstream that does not own the stream any more, although it takes
+// what is sent. A directory that has just begun knows nobody: the owner is given the
+// time to tell it.
+func (f *forward) watch(ctx context.Context) {
+	e, key := f.edge, f.p.Target.Key.String()
+	for {
+		select {
+		case <-f.orphan:
+		case <-ctx.Done():
+			return
+		}
+		f.mu.Lock()
+		epoch := f.epoch
+		f.mu.Unlock()
+		if !rest(ctx, e.cfg.Discovery.LeaseTTL/2) {
+			return
+		}
+		e.owners.Doubt(key)
+		_, err := e.owners.Lookup(ctx, key)
+		f.mu.Lock()
+		if errors.Is(err, discovery.ErrNotFound) && f.leave != nil && f.epoch == epoch {
+			f.leave(errOrphan)
+		}
+		f.mu.Unlock()
+	}
 }
 
 // upstreamConn is a publish at an upstream.
@@ -216,7 +322,8 @@ func (f *forward) dial(ctx context.Context, up vhost.Upstream, via string) (*rtm
 	u := rtmpURL(up, f.p.Target)
 	cfg := rtmp.DefaultClientConfig()
 	cfg.ConnectTimeout = f.edge.cfg.Pull.ConnectTimeout
-	cfg.Node, cfg.Via = f.edge.node, via
+	cfg.Node, cfg.Via, cfg.Publisher = f.edge.node, via, f.secret
+	cfg.DialContext = f.edge.tcp.DialContext
 	c, err := rtmp.Dial(ctx, u, cfg)
 	if err != nil {
 		return nil, err
@@ -234,15 +341,19 @@ func (f *forward) dial(ctx context.Context, up vhost.Upstream, via string) (*rtm
 func (f *forward) send(ctx, seeking context.Context, up *upstreamConn, cursor *stream.Cursor, via string) error {
 	for {
 		err := f.copy(ctx, up, cursor)
+		up.Close()
 		if err == nil || ctx.Err() != nil {
-			up.Close()
 			return nil
 		}
-		up.Close()
+		if err = told(err); errors.Is(err, errTaken) || errors.Is(err, errKicked) {
+			f.log.Info("publisher gives way", "upstream", up.addr, "err", err)
+			return err
+		}
 		var redirect *rtmp.RedirectError
 		if !errors.As(err, &redirect) {
 			f.edge.health.failed(up.addr)
 		}
+		f.edge.doubt(f.p.Target.Key.String())
 		f.edge.metrics.forwardLost.Inc()
 		f.log.Warn("forwarding lost its upstream", "upstream", up.addr, "err", err)
 		if up, err = f.reconnect(seeking, via, err); err != nil {
@@ -255,8 +366,9 @@ func (f *forward) send(ctx, seeking context.Context, up *upstreamConn, cursor *s
 	}
 }
 
-// reconnect tries for the resume window. A refusal is not final here: the name
-// is the lost upstream's until its lease has run out.
+// reconnect tries for the resume window. A refusal is not final here, but one by an
+// operator: an origin that does not know the publisher by its secret has the name
+// for the lost upstream until that one's lease has run out.
 func (f *forward) reconnect(ctx context.Context, via string, cause error) (*upstreamConn, error) {
 	cfg := f.edge.cfg
 	deadline := time.Now().Add(cfg.Forward.ResumeWindow)
@@ -268,6 +380,9 @@ func (f *forward) reconnect(ctx context.Context, via string, cause error) (*upst
 		}
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
+		}
+		if err = told(err); errors.Is(err, errKicked) {
+			return nil, err
 		}
 		if time.Now().Add(pause).After(deadline) {
 			return nil, fmt.Errorf("no upstream for %v after %w: %w", cfg.Forward.ResumeWindow, cause, err)
@@ -283,7 +398,22 @@ func (f *forward) reconnect(ctx context.Context, via string, cause error) (*upst
 const batchTags = 64
 
 // copy writes the log to one upstream. It returns nil after the publisher's end.
-func (f *forward) copy(ctx context.Context, up *upstreamConn, cursor *stream.Cursor) error {
+func (f *forward) copy(ctx context.Context, up *upstreamConn, cursor *stream.Cursor) (err error) {
+	ctx, leave := context.WithCancelCause(ctx)
+	defer leave(nil)
+	epoch, _ := strconv.ParseUint(up.Started().Text(rtmp.InfoEpoch), 10, 64)
+	f.mu.Lock()
+	f.epoch, f.leave = epoch, leave
+	f.judge()
+	f.mu.Unlock()
+	defer func() {
+		f.mu.Lock()
+		f.epoch, f.leave = 0, nil
+		f.mu.Unlock()
+		if cause := context.Cause(ctx); err != nil && (errors.Is(cause, errTaken) || errors.Is(cause, errOrphan)) {
+			err = cause // the connection only shows that it was closed
+		}
+	}()
 	wake := make(chan struct{}, 1)
 	f.ring.Subscribe(wake)
 	defer f.ring.Unsubscribe(wake)

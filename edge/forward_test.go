@@ -386,3 +386,140 @@ func TestForwardRedirect(t *testing.T) {
 		t.Errorf("%d redirects", n)
 	}
 }
+
+// published returns the publishers that came to an upstream.
+func (u *upstream) published() []*session.Publisher {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return slices.Clone(u.pubs)
+}
+
+// An upstream can know that a publisher is the one that it was before, wherever
+// that was: by a secret that no other has.
+func TestForwardProvesWhoItIs(t *testing.T) {
+	a, b := newUpstream(t, "a"), newUpstream(t, "b")
+	middle := startEdge(t, "middle", quick().upstreams(a.rtmp, b.rtmp), nil)
+	e := startEdge(t, "edge", quick().upstreams(middle.rtmp), nil)
+	c := encoderAt(t, e.point, "demo")
+	encode(t, c, 0, 8)
+	a.awaitFrame(t, demo, 7)
+	encode(t, encoderAt(t, e.point, "other"), 0, 2)
+	a.stop()
+	encode(t, c, 8, 9)
+	b.awaitFrame(t, demo, 8)
+	secrets := map[string]map[string]bool{}
+	for _, p := range append(a.published(), b.published()...) {
+		key := p.Target.Key.String()
+		if secrets[key] == nil {
+			secrets[key] = map[string]bool{}
+		}
+		secrets[key][p.Secret] = true
+		if len(p.Secret) < 20 || strings.Contains(session.PublisherName(p.Secret), p.Secret) {
+			t.Errorf("the secret of %s is %q", key, p.Secret)
+		}
+	}
+	if len(secrets) != 2 || len(secrets[demo]) != 1 {
+		t.Errorf("secrets by stream: %v", secrets)
+	}
+}
+
+// A publisher that gives way, because the upstream or discovery says so, is told
+// why, and not sent anywhere else.
+func TestForwardGivesWay(t *testing.T) {
+	f := func(name, want, reason string, act func(dir *remote, a, b *upstream)) {
+		t.Run(name, func(t *testing.T) {
+			dir := newRemote()
+			a, b := newUpstream(t, "a"), newUpstream(t, "b")
+			e := startEdge(t, "edge", quick().upstreams(a.rtmp, b.rtmp), dir)
+			dir.own(t, demo, a)
+			c := encoderAt(t, e.point, "demo")
+			encode(t, c, 0, 2)
+			a.awaitFrame(t, demo, 1)
+			act(dir, a, b)
+			within(t, "end", func() { <-c.Done() })
+			if got := code(c.Err()); !strings.HasPrefix(got, want) {
+				t.Errorf("the encoder was told %s", got)
+			}
+			e.awaitSessions(t, "publish", 0)
+			if n := len(b.published()); n != 0 {
+				t.Errorf("it was sent to another upstream %d times", n)
+			}
+			ended := e.point.set.GetOrCreateCounter(fmt.Sprintf(`weir_sessions_ended_total{kind="publish",protocol="rtmp",peer="client",reason=%q}`, reason))
+			eventually(t, "sessions that ended as "+reason, func() error {
+				if n := ended.Get(); n != 1 {
+					return fmt.Errorf("%d", n)
+				}
+				return nil
+			})
+		})
+	}
+	f("replaced", rtmp.CodePublishBadName, session.LostLease, func(_ *remote, a, _ *upstream) { a.published()[0].End(session.Replaced) })
+	f("kicked", rtmp.CodePublishDenied, session.Kicked, func(_ *remote, a, _ *upstream) { a.published()[0].End(session.Kicked) })
+}
+
+// Discovery names another publisher's origin while the upstream, which is frozen,
+// takes what it is sent: the publisher gives way.
+func TestForwardHearsOfAnother(t *testing.T) {
+	dir := newRemote()
+	a, b := newUpstream(t, "a"), newUpstream(t, "b")
+	e := startEdge(t, "edge", quick().upstreams(a.rtmp), dir)
+	dir.own(t, demo, a)
+	c := encoderAt(t, e.point, "demo")
+	encode(t, c, 0, 2)
+	a.awaitFrame(t, demo, 1)
+	dir.own(t, demo, b)
+	e.edge.owners.Doubt(demo)
+	if _, err := e.edge.owners.Lookup(context.Background(), demo); err != nil {
+		t.Fatal(err)
+	}
+	within(t, "end", func() { <-c.Done() })
+	if got := code(c.Err()); !strings.HasPrefix(got, rtmp.CodePublishBadName) {
+		t.Errorf("the encoder was told %s", got)
+	}
+}
+
+// The lease of the upstream has ended, and nobody has the stream: the publisher is
+// sent to another origin. Where the directory has merely just begun, and is told by
+// the owner in time, it stays.
+func TestForwardLeavesAnOrphan(t *testing.T) {
+	f := func(name string, back bool) {
+		t.Run(name, func(t *testing.T) {
+			dir := newRemote()
+			a, b := newUpstream(t, "a"), newUpstream(t, "b")
+			cfg := quick().upstreams(a.rtmp, b.rtmp)
+			cfg.Discovery.LeaseTTL = 300 * time.Millisecond
+			e := startEdge(t, "edge", cfg, dir)
+			dir.own(t, demo, a)
+			c := encoderAt(t, e.point, "demo")
+			encode(t, c, 0, 8)
+			a.awaitFrame(t, demo, 7)
+			hear := func() {
+				e.edge.owners.Doubt(demo)
+				_, _ = e.edge.owners.Lookup(context.Background(), demo)
+			}
+			hear()
+			dir.set(func() { dir.empty = true })
+			hear()
+			if back {
+				dir.set(func() { dir.empty, dir.asked = false, 0 })
+				eventually(t, "the directory is asked again", func() error {
+					dir.mu.Lock()
+					defer dir.mu.Unlock()
+					if dir.asked == 0 {
+						return errors.New("not yet")
+					}
+					return nil
+				})
+				encode(t, c, 8, 9)
+				a.awaitFrame(t, demo, 8)
+				if n := len(b.published()); n != 0 {
+					t.Errorf("it was sent to b %d times", n)
+				}
+				return
+			}
+			b.awaitFrame(t, demo, 7)
+		})
+	}
+	f("nobody has it", false)
+	f("it is back", true)
+}

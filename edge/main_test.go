@@ -155,6 +155,7 @@ type upstream struct {
 	asked    []session.Peer // of plays
 	refuse   error          // of publishers
 	ends     []string       // reasons of publishers
+	pubs     []*session.Publisher
 	files    map[string]hls.Object
 	fetched  map[string]int
 }
@@ -254,6 +255,8 @@ func (u *upstream) Play(ctx context.Context, r session.PlayRequest) (session.Fee
 func (u *upstream) Publish(_ context.Context, s *session.Publisher) session.PublishEnd {
 	u.mu.Lock()
 	refuse := u.refuse
+	s.Epoch = u.epoch
+	u.pubs = append(u.pubs, s)
 	u.mu.Unlock()
 	if refuse != nil {
 		return session.PublishEnd{Err: refuse}
@@ -588,7 +591,15 @@ type remote struct {
 	discovery.Directory
 	engine *discovery.Memory
 	mu     sync.Mutex
-	away   bool
+	away   bool // it does not answer
+	empty  bool // nobody owns anything
+	asked  int  // lookups
+}
+
+func (r *remote) set(f func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f()
 }
 
 func newRemote() *remote {
@@ -616,6 +627,13 @@ func (r *remote) reach() error {
 func (r *remote) Lookup(ctx context.Context, s string) (discovery.Lease, error) {
 	if err := r.reach(); err != nil {
 		return discovery.Lease{}, err
+	}
+	r.mu.Lock()
+	r.asked++
+	empty := r.empty
+	r.mu.Unlock()
+	if empty {
+		return discovery.Lease{}, discovery.ErrNotFound
 	}
 	return r.engine.Lookup(ctx, s)
 }

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"weir/discovery"
 	"weir/internal/media"
 	"weir/internal/session"
 	"weir/internal/stream"
@@ -166,7 +167,16 @@ func (r *relay) change(f func()) {
 
 // run is the relay's whole life.
 func (r *relay) run(ctx context.Context) {
+	unfollow := func() {}
+	if r.edge.owners != nil {
+		unfollow = r.edge.owners.Follow(r.key, func(l discovery.Lease) {
+			if l.Node != "" { // that it has ended, the source will say
+				r.learn(l.Epoch)
+			}
+		})
+	}
 	cause := r.pull(ctx)
+	unfollow()
 	e := r.edge
 	e.mu.Lock()
 	if r.linger != nil {

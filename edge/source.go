@@ -11,7 +11,10 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"weir/internal/flv"
 	"weir/internal/media"
@@ -38,6 +41,22 @@ func (e *errRedirect) Error() string { return "redirected to " + e.to.String() }
 
 // errGone says that the upstream does not have the stream.
 var errGone = errors.New("upstream does not have the stream")
+
+// newDialer returns what upstreams are connected to by. A machine that answers
+// nothing any more, whether something is sent to it or not, is found dead by TCP.
+func newDialer(cfg PullConfig) *net.Dialer {
+	return &net.Dialer{
+		Timeout: cfg.ConnectTimeout,
+		// Two seconds and more of silence, and three questions in the rest.
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: cfg.DeadAfter - 3*(cfg.DeadAfter/5), Interval: cfg.DeadAfter / 5, Count: 3},
+		Control: func(_, _ string, c syscall.RawConn) error {
+			return c.Control(func(fd uintptr) {
+				// Without it the dead are found by the timeouts of reads and writes.
+				_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(cfg.DeadAfter.Milliseconds()))
+			})
+		},
+	}
+}
 
 // pulled is a source with what is known about it.
 type pulled struct {

@@ -186,6 +186,21 @@ func (s *site) publish(name string) (*rtmp.Client, error) {
 	return c, nil
 }
 
+// publishAs is publish as a node that has the secret of a publisher.
+func (s *site) publishAs(name, secret string) (*rtmp.Client, error) {
+	cfg := rtmp.DefaultClientConfig()
+	cfg.Node, cfg.Publisher = "edge-1", secret
+	c, u, err := s.dial(name, cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Publish(context.Background(), u.Name); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
 func (s *site) mustPublish(name string) *rtmp.Client {
 	s.t.Helper()
 	c, err := s.publish(name)

@@ -32,6 +32,7 @@ type publication struct {
 	ended     bool               // they may not any more
 	epoch     uint64             // of the lease
 	publisher *session.Publisher // nil while it is away
+	name      string             // of the last publisher, as in leases
 	gone      chan struct{}      // closed when publisher has let go of the stream
 	claim     *claim             // not nil while publisher claims the name
 	resume    *time.Timer        // runs while the publisher is away
@@ -71,14 +72,15 @@ func (o *Origin) Publish(ctx context.Context, s *session.Publisher) session.Publ
 // publisher is away, or of one that it takes from its publisher.
 func (o *Origin) enter(ctx context.Context, s *session.Publisher) (*publication, error) {
 	replace := s.Target.Vhost.Config.Publish.OnConflict == vhost.Replace
+	name := session.PublisherName(s.Secret)
 	for {
-		p, other, wait, err := o.reserve(s, replace)
+		p, other, wait, err := o.reserve(s, name, replace)
 		if err != nil {
 			return nil, err
 		}
 		if p != nil {
 			p.follow()
-			lease, err := o.owner.Claim(ctx, p.key, discovery.ClaimOptions{Replace: replace})
+			lease, err := o.owner.Claim(ctx, p.key, discovery.ClaimOptions{Replace: replace, Publisher: name})
 			return p, p.settle(lease, err)
 		}
 		select {
@@ -96,7 +98,7 @@ func (o *Origin) enter(ctx context.Context, s *session.Publisher) (*publication,
 // the name is claimed: of many that come at once, one asks the directory. If the
 // place is taken it returns what to wait for before trying again, and the claim
 // under way whose refusal would be one of s too.
-func (o *Origin) reserve(s *session.Publisher, replace bool) (p *publication, other *claim, wait <-chan struct{}, err error) {
+func (o *Origin) reserve(s *session.Publisher, name string, replace bool) (p *publication, other *claim, wait <-chan struct{}, err error) {
 	key := s.Target.Key.String()
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -113,7 +115,7 @@ func (o *Origin) reserve(s *session.Publisher, replace bool) (p *publication, ot
 		o.streams[key] = p
 	case p.ended:
 		return nil, nil, p.over, nil
-	case p.publisher != nil && replace:
+	case p.publisher != nil && (replace || name != "" && name == p.name):
 		p.publisher.End(reasonReplaced)
 		return nil, nil, p.gone, nil
 	case p.claim != nil:
@@ -122,7 +124,7 @@ func (o *Origin) reserve(s *session.Publisher, replace bool) (p *publication, ot
 		return nil, nil, nil, conflict("")
 	}
 	p.stopResume()
-	p.publisher, p.gone = s, make(chan struct{})
+	p.publisher, p.name, p.gone = s, name, make(chan struct{})
 	p.claim = &claim{done: make(chan struct{})}
 	return p, nil, nil, nil
 }
@@ -218,14 +220,15 @@ func (p *publication) serve(s *session.Publisher) session.PublishEnd {
 		return session.PublishEnd{Err: &session.Refusal{Code: session.Unavailable, Text: "The stream has just ended; try again.", Err: err}}
 	}
 	defer pub.Close()
-	if err := s.Accept(); err != nil {
-		return session.ReadEnd(err)
-	}
 	p.o.mu.Lock()
 	p.writer = pub
 	epoch := p.epoch
 	p.mark()
 	p.o.mu.Unlock()
+	s.Epoch = p.o.told(epoch)
+	if err := s.Accept(); err != nil {
+		return session.ReadEnd(err)
+	}
 	p.o.log.Info("publish started", "stream", p.key, "session", s.ID(), "remote", s.Remote.String(), "epoch", epoch, "encoder", s.Encoder)
 	for {
 		t, err := s.ReadTag()

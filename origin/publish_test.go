@@ -468,6 +468,51 @@ func TestEpochIsNotTold(t *testing.T) {
 	}
 }
 
+// A publisher whose node proves that it is the same one as before gets its stream
+// at once, although the directory and the origin still have the first: it is the
+// one who knows that it is there no more. Another is refused.
+func TestSamePublisher(t *testing.T) {
+	f := func(name string, second string) {
+		t.Run(name, func(t *testing.T) {
+			dir := newMemory()
+			a, b := start(t, "a", quick(), dir), start(t, "b", quick(), dir)
+			alice, err := a.publishAs("demo", "secret of alice")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer alice.Close()
+			send(t, alice, frames("alice", 3))
+			at := map[string]*site{"a": a, "b": b}[second]
+			for _, secret := range []string{"", "secret of carol", session.PublisherName("secret of alice")} {
+				if _, err := at.publishAs("demo", secret); code(err) != rtmp.CodePublishBadName {
+					t.Errorf("with the secret %q: %v", secret, err)
+				}
+			}
+			before, err := dir.Lookup(context.Background(), key+"demo")
+			if err != nil {
+				t.Fatal(err)
+			}
+			again, err := at.publishAs("demo", "secret of alice")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer again.Close()
+			l, err := dir.Lookup(context.Background(), key+"demo")
+			if err != nil || l.Node != second || (l.Epoch > before.Epoch) != (second == "b") {
+				t.Errorf("owner before %+v, now %+v, %v", before, l, err)
+			}
+			if got, want := again.Started().Text(rtmp.InfoEpoch), fmt.Sprint(l.Epoch); got != want {
+				t.Errorf("the publisher is told the epoch %q, want %q", got, want)
+			}
+			awaitCut(t, alice)
+			send(t, again, frames("alice again", 3))
+			await(t, at.mustPlay("demo"), "alice again 2")
+		})
+	}
+	f("at the same origin", "a")
+	f("at another origin", "b")
+}
+
 // down is a directory that cannot be reached.
 type down struct{ discovery.Directory }
 

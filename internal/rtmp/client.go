@@ -43,8 +43,9 @@ type Client struct {
 	batch    []byte    // reused by WriteTags
 
 	// the publish; done is guarded by mu, err is set before done is closed
-	name string
-	done chan struct{} // closed when the reader has ended; nil before Publish
+	name    string
+	started PlayInfo
+	done    chan struct{} // closed when the reader has ended; nil before Publish
 	err  error         // why it has ended
 }
 
@@ -168,6 +169,9 @@ func (c *Client) connectObject() amf.Value {
 	}
 	if c.cfg.Node != "" {
 		props = append(props, Text("weirNode", c.cfg.Node), Text("weirVia", c.cfg.Via))
+		if c.cfg.Publisher != "" {
+			props = append(props, Text("weirPublisher", c.cfg.Publisher))
+		}
 	}
 	return amf.Obj(props...)
 }
@@ -331,7 +335,10 @@ func (c *Client) Publish(ctx context.Context, name string) error {
 			return err
 		}
 		c.sendCommand(chunk.StreamStatus, c.streamID, "publish", tidStart, amf.Value{}, amf.Str(name), amf.Str("live"))
-		return c.await(func(cmd *command) bool { return statusCode(cmd) == CodePublishStart })
+		return c.await(func(cmd *command) bool {
+			c.started.info = cmd.arg(1)
+			return statusCode(cmd) == CodePublishStart
+		})
 	})
 	if err != nil {
 		return fmt.Errorf("publish %q: %w", withoutQuery(name), err)
@@ -346,6 +353,9 @@ func (c *Client) Publish(ctx context.Context, name string) error {
 	}()
 	return nil
 }
+
+// Started returns what the server said when the publish started.
+func (c *Client) Started() PlayInfo { return c.started }
 
 // watch reads what a server says while media goes to it, until the connection
 // ends or the server refuses to go on. It then closes the connection, which

@@ -127,6 +127,9 @@ type ClientConfig struct {
 	// Via is handed to the server together with Node: the nodes that this
 	// request came through, as text that this package does not read.
 	Via string `yaml:"-"`
+	// Publisher is handed to the server together with Node: a secret name of the
+	// publisher on whose behalf this client publishes; "" for none.
+	Publisher string `yaml:"-"`
 	// FlashVer is the flashVer property of connect; "" means that of weir.
 	FlashVer string `yaml:"-"`
 	// TLS is what URLs with rtmps are spoken by; nil trusts the CAs of the system.

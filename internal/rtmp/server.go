@@ -54,6 +54,9 @@ type Request struct {
 
 	// Identity of a weir node; "" for all other clients.
 	Node, Via string
+	// Publisher is the secret name of the publisher on whose behalf a node
+	// publishes.
+	Publisher string
 }
 
 // Property is a named value of a status object.
@@ -253,7 +256,7 @@ func (c *ServerConn) readConnect(cmd *command) error {
 		name string
 	}{
 		{&r.App, "app"}, {&r.TcURL, "tcUrl"}, {&r.FlashVer, "flashVer"}, {&r.PageURL, "pageUrl"},
-		{&r.SwfURL, "swfUrl"}, {&r.Node, "weirNode"}, {&r.Via, "weirVia"},
+		{&r.SwfURL, "swfUrl"}, {&r.Node, "weirNode"}, {&r.Via, "weirVia"}, {&r.Publisher, "weirPublisher"},
 	} {
 		if err := c.keep(p.to, p.name, o.Get(p.name)); err != nil {
 			return err
@@ -353,12 +356,13 @@ func encodeStatus(level, code, description string, more ...Property) []byte {
 
 // AcceptPublish tells the encoder to start and raises the limits of the
 // connection to those of an authorised publisher. The request must be a publish.
-func (c *ServerConn) AcceptPublish() error {
+// Nodes of weir get the info properties with the status.
+func (c *ServerConn) AcceptPublish(info ...Property) error {
 	if c.publishFC { // FMLE and its imitators wait for this one
 		c.sendCommand(chunk.StreamStatus, c.streamID, "onFCPublish", 0, amf.Value{},
 			amf.Obj(Text("level", "status"), Text("code", CodePublishStart), Text("description", "Started publishing.")))
 	}
-	c.sendStatus("status", CodePublishStart, "Started publishing.")
+	c.sendStatus("status", CodePublishStart, "Started publishing.", c.ForNodes(info...)...)
 	c.phase, c.pending = phasePublish, nil
 	c.in.SetLimits(c.cfg.publisherLimits())
 	c.deadline, c.idle = time.Time{}, c.cfg.PublishIdleTimeout

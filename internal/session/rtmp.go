@@ -120,7 +120,7 @@ func (s *Server) publishRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.
 	if err := s.ledger.begin(l, t.Vhost.Name, s.bounds(t.Vhost)); err != nil {
 		return refuse(err)
 	}
-	p := &Publisher{Target: t, Remote: remote, Peer: peer, Name: req.Name, Encoder: req.FlashVer, conn: c, live: l}
+	p := &Publisher{Target: t, Remote: remote, Peer: peer, Name: req.Name, Encoder: req.FlashVer, Secret: req.Publisher, conn: c, live: l}
 	end := s.opt.Role.Publish(ctx, p)
 	if !p.accepted && end.Err != nil && l.why.Load() == nil {
 		s.ledger.withdraw(l, t.Vhost.Name)
@@ -147,14 +147,15 @@ func (s *Server) publishRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.
 const (
 	Replaced  = "replaced"   // another publisher took the name
 	LostLease = "lost_lease" // another origin owns the stream now
+	Kicked    = string(fanout.Kicked)
 )
 
 // farewells are what publishers are told that are ended. Those that are ended for
 // another reason are cut.
 var farewells = map[string]rtmp.Status{
-	Replaced:              rtmp.StatusBadName("Another publisher has taken this stream over."),
-	LostLease:             rtmp.StatusBadName("This stream has a publisher at another node now."),
-	string(fanout.Kicked): rtmp.StatusPublishDenied("The publisher was ended by an operator."),
+	Replaced:  rtmp.StatusBadName("Another publisher has taken this stream over."),
+	LostLease: rtmp.StatusBadName("This stream has a publisher at another node now."),
+	Kicked:    rtmp.StatusPublishDenied("The publisher was ended by an operator."),
 }
 
 // Unpublished is the reason of a publish that its encoder ended properly.

@@ -7,6 +7,8 @@ package session
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -14,6 +16,7 @@ import (
 
 	"weir/hls"
 	"weir/internal/media"
+	"weir/internal/rtmp"
 	"weir/internal/stream"
 	"weir/internal/units"
 	"weir/internal/vhost"
@@ -151,7 +154,7 @@ type PublishEnd struct {
 
 // tagReader is what a role reads a publisher from.
 type tagReader interface {
-	AcceptPublish() error
+	AcceptPublish(info ...rtmp.Property) error
 	ReadTag() (media.Tag, error)
 }
 
@@ -164,16 +167,32 @@ type Publisher struct {
 	Name string
 	// Encoder is what the publisher calls itself.
 	Encoder string
+	// Secret is what the node that forwards the publisher proves with that it is
+	// the same one as before; empty for others.
+	Secret string
+	// Epoch of the ownership that the publisher has, to be set before Accept for
+	// nodes to be told; 0 for none.
+	Epoch uint64
 
 	conn     tagReader
 	accepted bool
 	live     *live
 }
 
+// PublisherName returns the name in leases of the publisher that has a secret, ""
+// for none. It does not tell the secret: everybody may read it in the directory.
+func PublisherName(secret string) string {
+	if secret == "" {
+		return ""
+	}
+	sum := sha256.Sum256([]byte("weir publisher " + secret))
+	return hex.EncodeToString(sum[:16])
+}
+
 // Accept tells the publisher to send.
 func (p *Publisher) Accept() error {
 	p.accepted = true
-	return p.conn.AcceptPublish()
+	return p.conn.AcceptPublish(epochInfo(p.Epoch)...)
 }
 
 // ReadTag returns the publisher's next tag. io.EOF means that it unpublished.
