@@ -36,9 +36,9 @@ type mirrored struct {
 	epoch uint64
 	// publisher is that of the lease.
 	publisher string
-	ttl   time.Duration // what the lease had left when it was told
-	round uint32
-	idle  bool
+	ttl       time.Duration // what the lease had left when it was told
+	round     uint32
+	idle      bool
 }
 
 type ownerKey struct {

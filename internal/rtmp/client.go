@@ -46,7 +46,7 @@ type Client struct {
 	name    string
 	started PlayInfo
 	done    chan struct{} // closed when the reader has ended; nil before Publish
-	err  error         // why it has ended
+	err     error         // why it has ended
 }
 
 // PlayInfo is what the server said when the stream started.
