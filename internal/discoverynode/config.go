@@ -8,6 +8,7 @@ import (
 
 	"weir/configs"
 	"weir/discovery"
+	"weir/discovery/autoscale"
 	"weir/discovery/dns"
 	"weir/discovery/httpdns"
 	"weir/discovery/schedule"
@@ -32,6 +33,9 @@ type Config struct {
 	Resolve httpdns.Config `yaml:"resolve"`
 	// DNS: names that stand for nodes.
 	DNS dns.Config `yaml:"dns"`
+	// Machines are started and stopped by load. Of several discovery servers over one directory one
+	// acts.
+	Autoscale autoscale.Config `yaml:"autoscale"`
 }
 
 // ScheduleConfig configures scheduling.
@@ -49,6 +53,7 @@ func Default() Config {
 	return Config{
 		Role: "discovery", ServerConfig: discovery.DefaultServerConfig(),
 		Schedule: ScheduleConfig{Config: schedule.DefaultConfig()}, Resolve: httpdns.DefaultConfig(), DNS: dns.DefaultConfig(),
+		Autoscale: autoscale.DefaultConfig(),
 	}
 }
 
@@ -59,5 +64,6 @@ func (c *Config) Validate() error {
 		role = errors.New("role: must be discovery")
 	}
 	return errors.Join(role, configs.Prefix("node", c.Node.Validate()), configs.Prefix("admin", c.Admin.Validate()), c.ServerConfig.Validate(),
-		configs.Prefix("schedule", c.Schedule.Validate()), configs.Prefix("resolve", c.Resolve.Validate()), configs.Prefix("dns", c.DNS.Validate()))
+		configs.Prefix("schedule", c.Schedule.Validate()), configs.Prefix("resolve", c.Resolve.Validate()), configs.Prefix("dns", c.DNS.Validate()),
+		configs.Prefix("autoscale", c.Autoscale.Validate()))
 }

@@ -53,6 +53,9 @@ func (f front) close() {
 	if f.tcp != nil {
 		f.tcp.Close()
 	}
+	if f.udp != nil {
+		f.udp.Close()
+	}
 }
 
 // serve answers in goroutines of g.

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"weir/discovery"
+	"weir/discovery/autoscale"
 	"weir/discovery/schedule"
 	"weir/internal/admin"
 	"weir/internal/node"
@@ -49,11 +50,17 @@ func Run(ctx context.Context, cfg Config, o Options) error {
 			return err
 		}
 	}
+	front, err := listenFront(ctx, cfg)
+	if err != nil {
+		l.Close()
+		return err
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	if cfg.Admin.Listen != "" {
 		al, err := node.Listen(ctx, "admin.listen", cfg.Admin.Listen)
 		if err != nil {
 			l.Close()
+			front.close()
 			return err
 		}
 		a := admin.New(admin.Options{
@@ -67,12 +74,13 @@ func Run(ctx context.Context, cfg Config, o Options) error {
 		})
 		g.Go(func() error { return a.Serve(ctx, al) })
 	}
-	front, err := listenFront(ctx, cfg)
-	if err != nil {
-		l.Close()
-		return err
-	}
 	front.serve(ctx, g, cfg, placer, o.Log, set)
+	if cfg.Autoscale.Driver != autoscale.None {
+		a := autoscale.New(cfg.Autoscale, &scaled{
+			engine: engine, id: cfg.Node.Name("discovery"), instance: discovery.NewInstance(), addr: discovery.Addr{HTTP: l.Addr().String()},
+		}, o.Log, set)
+		g.Go(func() error { return a.Run(ctx) })
+	}
 	o.Log.Info("discovery listens", "http", l.Addr().String())
 	g.Go(func() error { return server.Serve(ctx, l) })
 	if o.Ready != nil {

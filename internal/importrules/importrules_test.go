@@ -38,11 +38,13 @@ var allowed = map[string]string{
 	"discovery": "configs discovery/schedule internal/units",
 	// Decisions alone: nodes come in, a choice goes out.
 	"discovery/schedule": "internal/units",
+	// Decides about machines; what it needs of the directory is behind an interface of its own.
+	"discovery/autoscale": "configs",
 	// Answers to clients: they ask the scheduler behind an interface of theirs.
 	"discovery/httpdns": "discovery/schedule internal/limit",
 	"discovery/dns":     "discovery/schedule internal/limit",
 	// The discovery server as a node: discovery itself knows no files.
-	"internal/discoverynode": "configs discovery discovery/dns discovery/httpdns discovery/schedule internal/admin internal/node",
+	"internal/discoverynode": "configs discovery discovery/autoscale discovery/dns discovery/httpdns discovery/schedule internal/admin internal/node",
 
 	"hls":         "internal/media internal/units",
 	"hls/hlstest": "",
