@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"crypto/tls"
+	"encoding/json"
 	"fmt"
 	"io"
 	"math/big"
@@ -199,6 +200,42 @@ func TestCheckOfCertificates(t *testing.T) {
 		}
 		if r := weir(t, waitTimeout, "edge", "-c", path); r.code == 0 || !strings.Contains(r.stderr, c.want) {
 			t.Errorf("edge: %d\n%s", r.code, r.stderr)
+		}
+	}
+}
+
+// weir bench plays over TLS in every protocol, and its light players stay although
+// they do not decrypt any more.
+func TestBenchUnderTLS(t *testing.T) {
+	t.Parallel()
+	edge := startSecured(t, "origin", "origin-1", "")
+	for _, url := range []string{"https://" + edge.https + "/live", "wss://" + edge.https + "/live", "rtmps://" + edge.rtmps + "/live"} {
+		r := weir(t, 2*time.Minute, "bench", "--publish", "rtmps://"+edge.rtmps+"/live", "--url", url, "--insecure",
+			"--players", "12", "--probes", "3", "--stalled", "2", "--slow", "1", "--slow-rate", "2M",
+			"--duration", "1s", "--settle", "500ms", "--json", "-")
+		if r.code != 0 {
+			t.Fatalf("%s: %d\n%s", url, r.code, r.stderr)
+		}
+		var report struct {
+			TLS    bool `json:"tls"`
+			Failed int  `json:"failed"`
+			Closed int  `json:"closed_early"`
+			Light  struct {
+				Count int     `json:"count"`
+				Mean  float64 `json:"mean"`
+			} `json:"light_share"`
+			Probes struct {
+				Count    int `json:"count"`
+				Disorder int `json:"disorder"`
+				Foreign  int `json:"foreign_frames"`
+			} `json:"probes"`
+		}
+		if err := json.Unmarshal([]byte(r.stdout), &report); err != nil {
+			t.Fatal(err)
+		}
+		if !report.TLS || report.Failed+report.Closed > 0 || report.Light.Count != 9 || report.Light.Mean < 0.9 || report.Light.Mean > 1.1 ||
+			report.Probes.Count != 3 || report.Probes.Disorder+report.Probes.Foreign > 0 {
+			t.Errorf("%s: %+v\n%s", url, report, r.stdout)
 		}
 	}
 }

@@ -23,9 +23,9 @@ func benchCommand() *cli.Command {
 		Description: "Publishes streams of its own, plays them, and prints a table (docs/bench.md).\n" +
 			"It needs --publish and --url.\n" +
 			"It loads servers on this machine only, unless --i-own-this-target says that another may be.",
-		Flags: []cli.Flag{
+		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "publish", Usage: "publish at `rtmp://HOST/APP[?QUERY]`"},
-			&cli.StringFlag{Name: "url", Usage: "play from `URL`: http://HOST:PORT/APP, ws://HOST:PORT/APP or rtmp://HOST/APP"},
+			&cli.StringFlag{Name: "url", Usage: "play from `URL`: http://HOST:PORT/APP, ws://HOST:PORT/APP or rtmp://HOST/APP; under TLS https, wss or rtmps"},
 			&cli.StringFlag{Name: "protocol", Usage: "play over `PROTOCOL`: http-flv, ws-flv, rtmp or hls; by default that of the URL"},
 			&cli.StringFlag{Name: "name", Value: d.Name, Usage: "streams are called `NAME`0, NAME1, ..."},
 			&cli.BoolFlag{Name: "i-own-this-target", Usage: "load servers that are not on this machine"},
@@ -55,7 +55,7 @@ func benchCommand() *cli.Command {
 			&cli.StringFlag{Name: "floor-interval", Value: "40ms,120ms,350ms", Usage: "the bare loop sends every `TIME[,TIME...]`"},
 			&cli.DurationFlag{Name: "floor-time", Value: d.FloorTime, Usage: "measure each interval for `TIME`"},
 			&cli.StringFlag{Name: "json", Usage: "write the result to `FILE` as JSON; - is standard output, instead of the table"},
-		},
+		}, tlsFlags()...),
 		Action: func(c *cli.Context) error {
 			if err := noArguments(c); err != nil {
 				return err
@@ -82,6 +82,9 @@ func benchConfig(c *cli.Context) (bench.Config, error) {
 	cfg.Ramp, cfg.Settle, cfg.Duration = c.Float64("ramp"), c.Duration("settle"), c.Duration("duration")
 	cfg.Form.FPS, cfg.Form.GOP = c.Int("fps"), c.Duration("gop")
 	var err error
+	if cfg.TLS, err = tlsOf(c); err != nil {
+		return cfg, err
+	}
 	if cfg.Form.BitRate, err = bitRate(c.String("bitrate")); err != nil {
 		return cfg, usage("--bitrate: %w", err)
 	}

@@ -8,6 +8,7 @@
 package bench
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -33,10 +34,13 @@ const (
 
 // Config is what is measured.
 type Config struct {
-	// Publish is where the streams are published: rtmp://HOST[:PORT]/APP[?QUERY].
+	// Publish is where the streams are published: rtmp[s]://HOST[:PORT]/APP[?QUERY].
 	Publish string
-	// Play is where they are played: http, ws or rtmp, HOST[:PORT], /APP[?QUERY].
+	// Play is where they are played: http, ws or rtmp, or under TLS https, wss or rtmps,
+	// HOST[:PORT], /APP[?QUERY].
 	Play string
+	// TLS is how TLS is spoken; nil trusts the CAs of the system.
+	TLS *tls.Config
 	// Protocol is what they are played over; "" means that of the scheme of Play,
 	// which is HTTP-FLV for http.
 	Protocol Protocol
@@ -177,6 +181,7 @@ type targets struct {
 	protocol Protocol
 	play     *url.URL // without the name
 	playAddr string   // host:port
+	tls      bool     // of the players
 }
 
 func (c *Config) targets() (targets, error) {
@@ -192,16 +197,19 @@ func (c *Config) targets() (targets, error) {
 	if t.play, err = url.Parse(c.Play); err != nil {
 		return t, fmt.Errorf("url: %w", err)
 	}
-	ports := map[string]string{"http": "80", "ws": "80", "rtmp": rtmp.DefaultPort}
+	ports := map[string]string{
+		"http": "80", "ws": "80", "rtmp": rtmp.DefaultPort, "https": "443", "wss": "443", "rtmps": rtmp.DefaultTLSPort,
+	}
 	port, ok := ports[t.play.Scheme]
 	if !ok || t.play.Host == "" || strings.Trim(t.play.Path, "/") == "" {
-		return t, fmt.Errorf("url: %q is not http://HOST/APP, ws://HOST/APP or rtmp://HOST/APP", c.Play)
+		return t, fmt.Errorf("url: %q is not http://HOST/APP, ws://HOST/APP or rtmp://HOST/APP, nor https, wss or rtmps", c.Play)
 	}
 	if t.play.Port() != "" {
 		port = t.play.Port()
 	}
 	t.playAddr = net.JoinHostPort(t.play.Hostname(), port)
-	fits := map[string][]Protocol{"http": {HTTPFLV, WSFLV, HLS}, "ws": {WSFLV}, "rtmp": {RTMP}}[t.play.Scheme]
+	fits := map[string][]Protocol{"http": {HTTPFLV, WSFLV, HLS}, "ws": {WSFLV}, "rtmp": {RTMP}}[plainScheme(t.play.Scheme)]
+	t.tls = plainScheme(t.play.Scheme) != t.play.Scheme
 	t.protocol = c.Protocol
 	if t.protocol == "" {
 		t.protocol = fits[0]
@@ -210,6 +218,14 @@ func (c *Config) targets() (targets, error) {
 		return t, fmt.Errorf("protocol: %q cannot be played from a URL of %s", t.protocol, t.play.Scheme)
 	}
 	return t, nil
+}
+
+// plainScheme returns a scheme without TLS.
+func plainScheme(s string) string {
+	if s == "ws" {
+		return s
+	}
+	return strings.TrimSuffix(s, "s")
 }
 
 func (c *Config) streamName(i int) string { return fmt.Sprintf("%s%d", c.Name, i) }

@@ -68,12 +68,12 @@ const hlsBegin = 3
 
 func (r *run) newHLSPlayer(stream int, parse bool) *hlsPlayer {
 	p := &hlsPlayer{
-		start: "http://" + r.t.play.Host + r.t.playTarget(&r.cfg, stream, ".m3u8"),
+		start: r.t.play.Scheme + "://" + r.t.play.Host + r.t.playTarget(&r.cfg, stream, ".m3u8"),
 		parse: parse,
 	}
 	p.probe = probe{id: r.id, stream: stream, clock: r.clock}
 	transport := &http.Transport{
-		MaxConnsPerHost: 1, DisableCompression: true, ResponseHeaderTimeout: joinTimeout,
+		TLSClientConfig: r.tls, MaxConnsPerHost: 1, DisableCompression: true, ResponseHeaderTimeout: joinTimeout,
 		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
 			if addr != r.t.playAddr {
 				// A redirect led elsewhere.

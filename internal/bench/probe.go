@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -337,11 +338,12 @@ func httpRequest(host, target string, webSocket bool) []byte {
 }
 
 // openRTMP plays over RTMP.
-func openRTMP(ctx context.Context, u rtmp.URL, dial func(ctx context.Context, network, addr string) (net.Conn, error)) (*rtmp.Client, error) {
+func openRTMP(ctx context.Context, u rtmp.URL, secure *tls.Config, dial func(ctx context.Context, network, addr string) (net.Conn, error)) (*rtmp.Client, error) {
 	cfg := rtmp.DefaultClientConfig()
 	cfg.ReadTimeout = time.Minute
 	cfg.ConnectTimeout = joinTimeout
 	cfg.DialContext = dial
+	cfg.TLS = secure
 	c, err := rtmp.Dial(ctx, u, cfg)
 	if err != nil {
 		return nil, err

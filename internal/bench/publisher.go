@@ -2,6 +2,7 @@ package bench
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"sync/atomic"
@@ -21,7 +22,8 @@ var ErrLost = errors.New("publisher was cut")
 type publisher struct {
 	// Static.
 	url     rtmp.URL
-	id      uint32 // of the run
+	tls     *tls.Config // for rtmps
+	id      uint32      // of the run
 	stream  uint32
 	form    Form
 	sizes   sizes
@@ -43,7 +45,9 @@ func (p *publisher) connect(ctx context.Context) (*rtmp.Client, error) {
 		if err := p.allowed(u.Addr); err != nil {
 			return nil, err
 		}
-		c, err := rtmp.Dial(ctx, u, rtmp.DefaultClientConfig())
+		cfg := rtmp.DefaultClientConfig()
+		cfg.TLS = p.tls
+		c, err := rtmp.Dial(ctx, u, cfg)
 		if err == nil {
 			if err = c.Publish(ctx, u.Name); err == nil {
 				return c, nil

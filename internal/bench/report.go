@@ -15,6 +15,7 @@ const enough = 0.95
 type Report struct {
 	Machine  Machine  `json:"machine"`
 	Protocol Protocol `json:"protocol"`
+	TLS      bool     `json:"tls,omitempty"` // of the players
 	Streams  int      `json:"streams"`
 	Players  int      `json:"players"`
 	Form     Form     `json:"form"`
@@ -133,7 +134,11 @@ func (r *Report) Write(w io.Writer) error {
 		fmt.Fprintf(t, "%s\t"+format+"\n", append([]any{name}, args...)...)
 	}
 	row("machine", "%d cores, %s, %s", r.Machine.Cores, r.Machine.Model, r.Machine.Kernel)
-	row("players", "%d over %s, streams: %d of %.2f Mbit/s", r.Players, r.Protocol, r.Streams, float64(r.Form.BitRate)/1e6)
+	over := string(r.Protocol)
+	if r.TLS {
+		over += " under TLS"
+	}
+	row("players", "%d over %s, streams: %d of %.2f Mbit/s", r.Players, over, r.Streams, float64(r.Form.BitRate)/1e6)
 	r.Window.write(row)
 	if m := r.Memory; m.After > 0 {
 		row("server memory", "%.1f MB before, %.1f MB with %d players, %.1f MB with all", mib(m.Before), mib(m.First), m.FirstPlayers, mib(m.After))

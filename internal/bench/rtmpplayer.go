@@ -12,10 +12,11 @@ import (
 	"weir/internal/rtmp"
 )
 
-// An RTMP player joins in a goroutine of its own, because its conversation has
-// turns, and becomes a light player behind the first key frame.
+// A player over RTMP or TLS joins in a goroutine of its own, because its conversation
+// has turns, and becomes a light player behind the first key frame. Under TLS it drops
+// from then on what it could not read either: nobody pays for the decryption.
 
-// joinStep is how much a joining RTMP player reads at once, in bytes. The bytes
+// joinStep is how much such a joining player reads at once, in bytes. The bytes
 // between the key frame and the end of what was read are not counted, so it
 // bounds that error.
 const joinStep = 1 << 10
@@ -32,12 +33,16 @@ func (s *stepped) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// joinRTMP plays for a player that l holds, up to the first key frame, and hands
+// joinAlone plays for a player that l holds, up to the first key frame, and hands
 // the connection over to l.
-func (r *run) joinRTMP(ctx context.Context, l *loop, p *player) {
+func (r *run) joinAlone(ctx context.Context, l *loop, p *player) {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
-	got, err := r.playRTMP(ctx, p.stream)
+	window := 0
+	if p.kind == stalled {
+		window = slowWindow
+	}
+	got, err := r.playAhead(ctx, p.stream, window)
 	if err != nil {
 		l.refused(p, err)
 		return
@@ -55,10 +60,10 @@ type beginning struct {
 	marked  bool
 }
 
-func (r *run) playRTMP(ctx context.Context, stream int) (got beginning, err error) {
+func (r *run) playAhead(ctx context.Context, stream, window int) (got beginning, err error) {
 	var conn *stepped
-	c, err := openRTMP(ctx, r.t.rtmpURL(&r.cfg, stream), func(ctx context.Context, _, _ string) (net.Conn, error) {
-		nc, err := r.dial(ctx, 0)
+	c, err := r.openBy(ctx, stream, func(ctx context.Context, _, _ string) (net.Conn, error) {
+		nc, err := r.dial(ctx, window)
 		if err != nil {
 			return nil, err
 		}
@@ -114,7 +119,7 @@ func (t *targets) rtmpURL(c *Config, i int) rtmp.URL {
 	if t.play.RawQuery != "" {
 		name += "?" + t.play.RawQuery
 	}
-	u, _ := rtmp.ParseURL("rtmp://" + t.play.Host + t.play.EscapedPath() + "/" + name) // checked with the configuration
+	u, _ := rtmp.ParseURL(t.play.Scheme + "://" + t.play.Host + t.play.EscapedPath() + "/" + name) // checked with the configuration
 	return u
 }
 

@@ -2,6 +2,7 @@ package bench
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -22,6 +23,7 @@ type run struct {
 	// Static.
 	cfg    Config
 	t      targets
+	tls    *tls.Config // of players over HTTP
 	clock  clock
 	id     uint32 // of this run, in its marks
 	server processes
@@ -54,6 +56,10 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 	}
 	r := &run{cfg: cfg, clock: newClock(), id: rand.Uint32(), server: cfg.PIDs}
 	r.t, _ = cfg.targets()
+	if r.tls = cfg.TLS.Clone(); r.tls == nil {
+		r.tls = &tls.Config{MinVersion: tls.VersionTLS12}
+	}
+	r.tls.ServerName = r.t.play.Hostname()
 	var err error
 	if r.addr, err = cfg.resolve(r.t.playAddr); err != nil {
 		return nil, fmt.Errorf("players' server: %w", err)
@@ -253,6 +259,7 @@ func (r *run) publish(loadCtx context.Context) error {
 	for i := range r.cfg.Streams {
 		line := &timeline{every: r.cfg.Form.gopFrames()}
 		p := &publisher{
+			tls: r.cfg.TLS,
 			url: r.t.publishURL(&r.cfg, i), id: r.id, stream: uint32(i), form: r.cfg.Form, sizes: r.cfg.Form.sizes(), clock: r.clock,
 			filler: filler, headers: headers, allowed: allowed, line: line,
 			bundled: r.cfg.Streams > bundleFrom,
@@ -351,9 +358,9 @@ func (r *run) joinOne(loadCtx context.Context, kind playerKind) {
 	}
 	l := r.loops[i%len(r.loops)]
 	p := &player{stream: stream, kind: kind}
-	if r.t.protocol == RTMP {
+	if r.t.protocol == RTMP || r.t.tls {
 		l.hold(p, r.clock.now())
-		r.running.Go(func() { r.joinRTMP(loadCtx, l, p) })
+		r.running.Go(func() { r.joinAlone(loadCtx, l, p) })
 		return
 	}
 	p.request = r.request(stream)
@@ -383,8 +390,13 @@ func (r *run) open(ctx context.Context, stream, rate int) (tagSource, error) {
 		}
 		return &counted{Conn: tcp, n: &r.probeBytes}, nil
 	}
+	return r.openBy(ctx, stream, dial)
+}
+
+// openBy plays a stream on a connection that dial makes.
+func (r *run) openBy(ctx context.Context, stream int, dial func(ctx context.Context, network, addr string) (net.Conn, error)) (tagSource, error) {
 	if r.t.protocol == RTMP {
-		return openRTMP(ctx, r.t.rtmpURL(&r.cfg, stream), dial)
+		return openRTMP(ctx, r.t.rtmpURL(&r.cfg, stream), r.cfg.TLS, dial)
 	}
 	conn, err := dial(ctx, "", "")
 	if err != nil {
@@ -392,6 +404,14 @@ func (r *run) open(ctx context.Context, stream, rate int) (tagSource, error) {
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
+	if r.t.tls {
+		secure := tls.Client(conn, r.tls)
+		if err := secure.HandshakeContext(ctx); err != nil {
+			conn.Close()
+			return nil, fmt.Errorf("TLS handshake: %w", err)
+		}
+		conn = secure
+	}
 	src, err := openFLV(conn, r.request(stream), r.t.protocol == WSFLV)
 	if err != nil {
 		conn.Close()

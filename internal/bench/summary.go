@@ -5,6 +5,7 @@ import "slices"
 // summarize judges what all players got.
 func (r *run) summarize() {
 	rep := &r.report
+	rep.TLS = r.t.tls
 	rep.Protocol, rep.Streams, rep.Players, rep.Form = r.t.protocol, r.cfg.Streams, r.cfg.Players, r.cfg.Form
 	rep.Errors = map[string]int{}
 	ends := r.ends()

@@ -212,7 +212,7 @@ func TestStopUnderTLS(t *testing.T) {
 // done within the write timeout.
 func TestSlowPlayerUnderTLS(t *testing.T) {
 	n, files := startTLS(t, func(o *Options, _ *Door) {
-		o.Config.WriteTimeout = 500 * time.Millisecond
+		o.Config.WriteTimeout = 2 * time.Second
 	})
 	key := vhost.DefaultName + "/live/cam"
 	_, p := n.role.live(t, key)
@@ -240,7 +240,7 @@ func TestSlowPlayerUnderTLS(t *testing.T) {
 		}
 	}
 	b := make([]byte, 16<<10)
-	for begun := time.Now(); time.Since(begun) < 3*time.Second; {
+	for begun := time.Now(); time.Since(begun) < 6*time.Second; {
 		if _, err := c.Read(b); err != nil {
 			t.Fatalf("cut after %v: %v", time.Since(begun), err)
 		}
