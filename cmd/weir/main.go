@@ -105,7 +105,7 @@ func newApp(child *worker.Child, stdout, stderr io.Writer) *cli.App {
 			originCommand(child), edgeCommand(child), discoveryCommand(child),
 			checkCommand(),
 			drainCommand(), undrainCommand(),
-			pushCommand(), pullCommand(), benchCommand(),
+			pushCommand(), pullCommand(), benchCommand(), simulateCommand(),
 			versionCommand(),
 			workerCommand(child), floorCommand(),
 		},

@@ -40,6 +40,7 @@ var allowed = map[string]string{
 	"discovery/schedule": "internal/units",
 	// Decides about machines; what it needs of the directory is behind an interface of its own.
 	"discovery/autoscale": "configs",
+	"internal/simulate":   "discovery/autoscale discovery/schedule",
 	// Answers to clients: they ask the scheduler behind an interface of theirs.
 	"discovery/httpdns": "discovery/schedule internal/limit",
 	"discovery/dns":     "discovery/schedule internal/limit",
