@@ -10,7 +10,7 @@ ARGS     ?=
 PACKAGES = $$($(GO) list ./... | grep -vE '/(e2e|chaos/wire|chaos/broken)$$')
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test test-go test-e2e test-chaos test-imports fuzz chaos bench bench-table lint vet staticcheck fmt-check tools docs clip clean
+.PHONY: help build run test test-go test-e2e test-chaos test-imports fuzz chaos bench bench-go lint vet staticcheck fmt-check tools docs clip clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,12 +50,12 @@ chaos: build ## Run a cluster under faults for 60 s, as root, and check it (opti
 	$(GO) build -o bin/chaos ./scripts/chaos
 	bin/chaos $(ARGS)
 
-bench: ## Run the Go benchmarks with allocation counts, and those of whole clusters
-	$(GO) test -run '^$$' -bench . -benchmem -timeout 20m ./...
-
-bench-table: build ## Measure what players cost an edge, in six minutes, and write docs/performance-table.md (fewer players: BENCH_SCALE=25)
+bench: build ## Measure what players cost an edge, in seven minutes, and write docs/performance-table.md (fewer players: BENCH_SCALE=25)
 	scripts/bench.sh $(ARGS) > docs/performance-table.md.new
 	mv docs/performance-table.md.new docs/performance-table.md
+
+bench-go: ## Run the Go benchmarks with allocation counts, and those of whole clusters
+	$(GO) test -run '^$$' -bench . -benchmem -timeout 20m ./...
 
 lint: vet staticcheck fmt-check ## vet, staticcheck and the gofmt check
 

@@ -68,6 +68,7 @@ node origin <<-END
 	http: {listen: "$origin_http"}
 	admin: {listen: "127.0.0.1:$origin_admin"}
 	advertise: {rtmp: "$origin_rtmp", http: "$origin_http"}
+	load: {soft_limit: 0, hard_limit: 0}
 	discovery: {urls: ["http://$discovery"]}
 END
 ready "$origin_admin"
@@ -113,10 +114,10 @@ run flv-2000 "" "$flv" -n "$(n 2000)" --floor
 run flv-2000-350ms "max_latency: 350ms" "$flv" -n "$(n 2000)" --floor --floor-interval 350ms
 run ws-2000 "" "$ws" -n "$(n 2000)"
 run rtmp-2000 "" "$rtmp" -n "$(n 2000)"
-run flv-10000 "" "$flv" -n "$(n 10000)" --ramp 2000 --floor --floor-interval 120ms
+run flv-10000 "" "$flv" -n "$(n 10000)" --floor --floor-interval 120ms
 run streams-1x5000 "" "$flv" -n "$(n 5000)"
 run streams-1000x5 "" "$flv" -n "$(n 5000)" -m "$(n 1000)"
-run slow-2 "" "$flv" -n "$(n 1000)" --slow 1 --stalled 1 --duration 15s
+run slow-2 "" "$flv" -n "$(n 1000)" --slow 1 --stalled 1 --duration 40s
 run slow-500 "" "$flv" -n "$(n 1000)" --stalled "$(n 500)" --duration 15s
 run crowd-5000 "" "$flv" -n "$(n 1000)" --crowd "$(n 5000)" --crowd-time 5s
 

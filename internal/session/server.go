@@ -50,6 +50,7 @@ type Server struct {
 	opt    Options
 	ledger *ledger
 	engine *fanout.Engine
+	tidy   *tidy
 
 	ctx  context.Context // ends with Stop
 	stop context.CancelFunc
@@ -57,7 +58,7 @@ type Server struct {
 
 // New returns a server.
 func New(o Options) *Server {
-	s := &Server{opt: o, ledger: newLedger(o.Log, o.Set, o.IDPrefix)}
+	s := &Server{opt: o, ledger: newLedger(o.Log, o.Set, o.IDPrefix), tidy: newTidy()}
 	lateness := o.Set.NewHistogram("weir_flush_lateness_seconds")
 	took := o.Set.NewHistogram("weir_flush_seconds")
 	sends := o.Set.NewCounter("weir_sends_total")
@@ -115,6 +116,7 @@ func (s *Server) Stop() {
 	s.stop()
 	s.ledger.endAll(string(fanout.Shutdown))
 	s.engine.Close()
+	s.tidy.close()
 }
 
 // context returns a context that ends with the server or the parent.
@@ -186,6 +188,7 @@ func (s *Server) play(l *live, t vhost.Target, feed Feed, conn net.Conn, w way, 
 		return nil, err
 	}
 	l.playing.Store(session)
+	s.tidy.joined()
 	if why := l.why.Load(); why != nil { // somebody ended it meanwhile
 		session.End(fanout.Reason(*why))
 	}
