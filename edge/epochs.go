@@ -17,6 +17,7 @@ type epochs struct {
 
 type latest struct {
 	epoch uint64
+	shown uint64    // the latest of which frames were shown
 	users int       // relays; it is kept as long as there are any
 	at    time.Time // when it was heard of, or the last user left
 }
@@ -36,6 +37,26 @@ func (e *epochs) of(key string) uint64 {
 	defer e.mu.Unlock()
 	if l := e.find(key); l != nil {
 		return l.epoch
+	}
+	return 0
+}
+
+// show is note for an ownership of which something is shown now.
+func (e *epochs) show(key string, epoch uint64) {
+	e.note(key, epoch)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if l := e.find(key); l != nil && epoch <= l.epoch {
+		l.shown = max(l.shown, epoch)
+	}
+}
+
+// shown returns the latest epoch of which something was shown, 0 for none.
+func (e *epochs) shown(key string) uint64 {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if l := e.find(key); l != nil {
+		return l.shown
 	}
 	return 0
 }
@@ -115,7 +136,7 @@ func (e *epochs) forget(key string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if l := e.latest[key]; l != nil {
-		l.epoch = 0
+		l.epoch, l.shown = 0, 0
 	}
 }
 
@@ -126,7 +147,17 @@ var errOlder = errors.New("it is of an earlier owner of the stream")
 // is of an earlier ownership than the latest one. A source that knows no epochs,
 // as an SRS, is taken unless the owner is known, whose epoch named is.
 func (e *Edge) notOlder(key, from string, epoch, named uint64) error {
-	last := e.epochs.of(key)
+	return e.notBefore(e.epochs.of(key), key, from, epoch, named)
+}
+
+// notBack is notOlder for what a node sends that follows the stream's ownership
+// itself: its log may still begin with frames of the earlier owner, which whoever has
+// seen none of the later one's may see.
+func (e *Edge) notBack(key, from string, epoch uint64) error {
+	return e.notBefore(e.epochs.shown(key), key, from, epoch, epoch)
+}
+
+func (e *Edge) notBefore(last uint64, key, from string, epoch, named uint64) error {
 	if epoch >= last || epoch == 0 && named == 0 {
 		return nil
 	}

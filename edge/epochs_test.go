@@ -98,6 +98,37 @@ func TestEpochChangesWithinThePull(t *testing.T) {
 	}
 }
 
+// A worker hears of a later owner before the one that pulls has a key frame of it:
+// its player gets what is there, the end of the earlier owner's frames, and goes on.
+func TestEpochIsHeardOfBeforeItIsShown(t *testing.T) {
+	a := newUpstream(t, "a")
+	p := a.air(demo)
+	p.send(t, 0, 7)
+	n := startTeam(t, "edge", 2, quick().upstreams(a.rtmp), nil)
+	order := n.workers[0].edge.siblings.order(demo)
+	first, second := n.workers[order[0]], n.workers[order[1]]
+	before := watchAt(t, second.point, "demo")
+	before.until(6)
+	p.append(t, media.EpochMark(20))
+	p.append(t, frame(7))
+	before.until(7)
+	second.edge.relay(demo).learn(30)
+	p.append(t, media.EpochMark(30))
+	p.append(t, frame(8))
+	before.until(8) // on the same pull
+	if plays := a.count(&a.plays); plays != 1 {
+		t.Errorf("%d pulls", plays)
+	}
+
+	third := startEdge(t, "leaf", quick().upstreams(first.rtmp), nil)
+	third.edge.epochs.use(demo)
+	third.edge.epochs.note(demo, 30)
+	watchAt(t, third.point, "demo").until(8)
+	if n := third.edge.metrics.older.Get(); n != 0 {
+		t.Errorf("%d sources were refused", n)
+	}
+}
+
 // relay returns the relay of a stream, nil if there is none.
 func (e *Edge) relay(key string) *relay {
 	e.mu.Lock()
@@ -212,7 +243,7 @@ func TestEarlierOwnerAfterGivingUp(t *testing.T) {
 	cfg.Pull.GiveUp = 50 * time.Millisecond
 	e := startEdge(t, "edge", cfg, nil)
 	e.edge.epochs.use(demo)
-	e.edge.epochs.note(demo, 20)
+	e.edge.epochs.show(demo, 20)
 	v := watchAt(t, e.point, "demo")
 	v.until(6)
 	a.stop()
@@ -228,7 +259,7 @@ func TestHLSOfAnEarlierOwner(t *testing.T) {
 			"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXT-X-MEDIA-SEQUENCE:%d\n#EXTINF:2,\ndemo-%d-%d.ts\n", seq, epoch, seq))
 	}
 	cfg := quick().upstreams("http://"+a.http, "http://"+zombie.http).vhost(func(v *vhost.Config) { v.Policy = vhost.Hash })
-	n := startTeam(t, "edge", 2, cfg, nil)
+	n := startTeam(t, "edge", 2, cfg, newRemote())
 	a.set(func() { a.files["/live/demo.m3u8"] = playlist(20, 5) })
 	for _, w := range n.workers {
 		if status, body := get(t, w.point, "/live/demo.m3u8"); status != 200 {

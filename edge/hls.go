@@ -261,17 +261,18 @@ func (f *fetcher) upstream(ctx context.Context, t vhost.Target, uri, via string)
 }
 
 // notOlder returns an error if a file is a playlist of an earlier owner than one that
-// was fetched before.
+// was fetched before. Only an edge with discovery knows that its origins share epochs:
+// the names of the files have some in any case.
 func (f *fetcher) notOlder(t vhost.Target, from string, o hls.Object) error {
 	epoch, ok := hls.PlaylistEpoch(o.Body)
-	if o.Status != http.StatusOK || !ok {
+	if o.Status != http.StatusOK || !ok || f.edge.owners == nil {
 		return nil
 	}
 	key := "hls " + t.Key.String() // its viewers are others than those of the relay
 	if err := f.edge.notOlder(key, from, epoch, epoch); err != nil {
 		return err
 	}
-	f.edge.epochs.note(key, epoch)
+	f.edge.epochs.show(key, epoch)
 	return nil
 }
 

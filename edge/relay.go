@@ -390,10 +390,12 @@ func (r *relay) copy(ctx context.Context, pub *stream.Publisher, src pulled) err
 	var later atomic.Bool
 	r.change(func() {
 		r.epoch = src.epoch
-		r.leave = func() { later.Store(true); src.Close() }
+		if src.worker == noWorker { // another worker hears of it, too, and goes on sending
+			r.leave = func() { later.Store(true); src.Close() }
+		}
 	})
 	defer r.change(func() { r.leave = nil })
-	if src.epoch != 0 && src.epoch < r.edge.epochs.of(r.key) { // heard of since it was connected to
+	if src.worker == noWorker && src.epoch != 0 && src.epoch < r.edge.epochs.of(r.key) { // heard of since it was connected to
 		return errLater
 	}
 	flowing, _, _ := r.state()
@@ -413,7 +415,7 @@ func (r *relay) copy(ctx context.Context, pub *stream.Publisher, src pulled) err
 		if marked {
 			// Always among the first tags of a node, and again where its own source
 			// has changed.
-			if err := r.edge.notOlder(r.key, src.from, epoch, epoch); err != nil {
+			if err := r.edge.notBack(r.key, src.from, epoch); err != nil {
 				return err
 			}
 			src.epoch = epoch
@@ -429,7 +431,7 @@ func (r *relay) copy(ctx context.Context, pub *stream.Publisher, src pulled) err
 			}
 		}
 		if marked || first {
-			r.edge.epochs.note(r.key, src.epoch)
+			r.edge.epochs.show(r.key, src.epoch)
 		}
 		if !following && flowing && src.follow != nil {
 			following = true

@@ -100,7 +100,7 @@ func (s *siblings) pull(ctx context.Context, t vhost.Target, via string) (pulled
 			return pulled{}, err
 		}
 		p := pulled{source: src, epoch: epochOf(h), from: "worker " + strconv.Itoa(i), worker: i}
-		if err := s.edge.notOlder(t.Key.String(), p.from, p.epoch, 0); err != nil {
+		if err := s.edge.notBack(t.Key.String(), p.from, p.epoch); err != nil {
 			src.Close()
 			return pulled{}, err
 		}

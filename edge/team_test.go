@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync"
 	"testing"
 	"time"
 
@@ -155,5 +156,39 @@ func TestOrder(t *testing.T) {
 		if first[i] < 100 {
 			t.Errorf("worker %d is first for %d of 1000 streams", i, first[i])
 		}
+	}
+}
+
+// A thousand players want a stream that nobody plays yet, at all workers at once:
+// the upstream is asked once.
+func TestHerdOnAColdStream(t *testing.T) {
+	const herd = 1000
+	a := newUpstream(t, "a")
+	a.air(demo).send(t, 0, 7)
+	n := startTeam(t, "edge", 2, quick().upstreams(a.rtmp), nil)
+	var wg sync.WaitGroup
+	feeds := make([]session.Feed, herd)
+	errs := make([]error, herd)
+	starting := make(chan struct{})
+	for i := range herd {
+		w := n.workers[i%2]
+		request := session.PlayRequest{Target: target(t, w, "demo")}
+		wg.Go(func() {
+			<-starting
+			feeds[i], errs[i] = w.edge.Play(context.Background(), request)
+		})
+	}
+	close(starting)
+	within(t, "answers", wg.Wait)
+	for i, err := range errs {
+		if err != nil || feeds[i].Stream.Stats().KeyFrames == 0 {
+			t.Fatalf("player %d: %v", i, err)
+		}
+	}
+	if plays := a.count(&a.plays); plays != 1 {
+		t.Errorf("%d pulls for %d players", plays, herd)
+	}
+	for _, f := range feeds {
+		f.Release()
 	}
 }
