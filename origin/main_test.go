@@ -33,7 +33,7 @@ const deadline = 10 * time.Second
 
 // site is an origin as Run builds it, in this process and on free ports.
 type site struct {
-	t      *testing.T
+	t      testing.TB
 	origin *Origin
 	holder *discovery.Holder
 	door   *session.Server
@@ -68,13 +68,13 @@ func newMemory() *discovery.Memory {
 	return discovery.NewMemory(discovery.DefaultServerConfig().Memory(), nil, nil)
 }
 
-func start(t *testing.T, name string, cfg Config, dir discovery.Directory) *site {
+func start(t testing.TB, name string, cfg Config, dir discovery.Directory) *site {
 	t.Helper()
 	return startWith(t, name, cfg, dir, func(o Owner) Owner { return o })
 }
 
 // startWith puts something between the origin and the holder of its leases.
-func startWith(t *testing.T, name string, cfg Config, dir discovery.Directory, between func(Owner) Owner) *site {
+func startWith(t testing.TB, name string, cfg Config, dir discovery.Directory, between func(Owner) Owner) *site {
 	t.Helper()
 	s := &site{t: t, set: metrics.NewSet()}
 	listen := func() net.Listener {
@@ -128,7 +128,7 @@ func startWith(t *testing.T, name string, cfg Config, dir discovery.Directory, b
 }
 
 // within fails the test if f takes too long.
-func within(t *testing.T, what string, f func()) {
+func within(t testing.TB, what string, f func()) {
 	t.Helper()
 	done := make(chan struct{})
 	go func() {
@@ -143,7 +143,7 @@ func within(t *testing.T, what string, f func()) {
 }
 
 // eventually fails the test if check does not become nil in time.
-func eventually(t *testing.T, what string, check func() error) {
+func eventually(t testing.TB, what string, check func() error) {
 	t.Helper()
 	end := time.Now().Add(deadline)
 	tick := time.NewTicker(5 * time.Millisecond)
