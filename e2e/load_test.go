@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -257,4 +258,57 @@ func TestOverloadIsSurvived(t *testing.T) {
 		}
 		return err
 	})
+}
+
+// A busy edge sends new players to a better one, which serves them because they come
+// with a ticket, although it is busy too; a full one sends on everybody it can.
+func TestBusyEdgesRedirect(t *testing.T) {
+	discovery := startDiscovery(t, "token: secret\n")
+	at := fmt.Sprintf("discovery: {urls: [%q], token: secret}\n", "http://"+discovery.http)
+	origin := startOrigin(t, "origin", addresses{}, at)
+	// Memory is in use on every machine, and hardly moves.
+	only := func(weight float64, limits string) string {
+		return at + fmt.Sprintf("load:\n  %s\n  after: 0s\n  memory: {weight: %v}\n  cpu: {weight: 0}\n  process_cpu: {weight: 0}\n"+
+			"  descriptors: {weight: 0}\n  network: {weight: 0}\n  lateness: {weight: 0}\n", limits, weight)
+	}
+	busy := startEdge(t, "busy", 2, only(10, "soft_limit: 0.001\n  hard_limit: 0"))
+	better := startEdge(t, "better", 1, only(0.5, "soft_limit: 0.001\n  hard_limit: 0"))
+	full := startEdge(t, "full", 1, only(10, "soft_limit: 0.001\n  hard_limit: 0.002"))
+	publishClip(t, origin.rtmpURL("live/demo"))
+	for _, n := range []*node{busy, better, full} {
+		n.sees("load is over the soft limit")
+	}
+	for _, path := range []string{"live/demo.flv?a=b", "live/demo.m3u8?a=b"} {
+		for _, from := range []*node{busy, full} {
+			var to string
+			eventually(t, waitTimeout, from.id+" redirects "+path, func() error {
+				f, err := head(from.httpURL(path))
+				if err != nil {
+					return err
+				}
+				if to = f.header.Get("Location"); f.status != http.StatusFound || !strings.HasPrefix(to, better.httpURL(path)+"&weir-ticket=") {
+					return fmt.Errorf("HTTP status %d to %q: %s", f.status, to, f.body)
+				}
+				return nil
+			})
+			eventually(t, waitTimeout, "the better one serves "+path, func() error {
+				f, err := head(to)
+				if err == nil && f.status != http.StatusOK {
+					err = fmt.Errorf("%s: HTTP status %d: %s", to, f.status, f.body)
+				}
+				return err
+			})
+		}
+	}
+	p := playFLV(t, busy.httpURL("live/demo.flv"), "")
+	p.await(25, 0)
+	better.awaitSessions("play", demo, 1)
+	busy.awaitSessions("play", demo, 0)
+	if n := scrape(t, busy.admin).sum("weir_load_redirects_total"); n < 3 {
+		t.Errorf("%v redirects were counted", n)
+	}
+	// The ticket goes no further than the edge.
+	if strings.Contains(origin.stderr.String(), "weir-ticket") {
+		t.Error("the origin saw a ticket")
+	}
 }

@@ -64,6 +64,7 @@ func RunWorker(c *worker.Child, log *slog.Logger) error {
 	status := func() load.Status { return process.Status() }
 	gate := admission.NewGate(admission.GateOptions{
 		Config: cfg.Admission, Processes: c.Count, Status: status, TakePublishers: true, Set: set,
+		Node: cfg.Node.Name("edge"), Placer: placer(directory), Secret: string(cfg.Discovery.Token),
 	})
 	door = session.New(session.Options{
 		Config: cfg.Play, RTMP: cfg.RTMP.ServerConfig, Vhosts: e.Vhosts(), Role: e, Delays: delays, Log: log, Set: set,
@@ -111,6 +112,12 @@ func RunWorker(c *worker.Child, log *slog.Logger) error {
 	}
 	c.Ready()
 	return g.Wait()
+}
+
+// placer returns a directory as one that chooses nodes, nil if it does not.
+func placer(d discovery.Remote) admission.Placer {
+	p, _ := d.(admission.Placer)
+	return p
 }
 
 // openDirectory returns the discovery of an edge's configuration, nil if it has

@@ -92,8 +92,10 @@ func Run(ctx context.Context, cfg Config, opt NodeOptions) error {
 	}
 	delays := &load.Delays{}
 	status := func() load.Status { return meter.Status() }
+	placer, _ := directory.(admission.Placer) // nil if it does not choose nodes
 	gate := admission.NewGate(admission.GateOptions{
 		Config: cfg.Admission, Status: status, KeepNodes: true, Returns: o.Returns, Set: set,
+		Node: self.Node, Placer: placer, Secret: string(cfg.Discovery.Token),
 	})
 	door := session.New(session.Options{
 		Config: cfg.Play, RTMP: cfg.RTMP.ServerConfig, Vhosts: o.Vhosts(), Role: o, Delays: delays, Log: log, Set: set,

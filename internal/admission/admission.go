@@ -16,8 +16,10 @@ import (
 
 	"github.com/VictoriaMetrics/metrics"
 
+	"weir/discovery"
 	"weir/internal/load"
 	"weir/internal/session"
+	"weir/internal/ticket"
 )
 
 // GateOptions are what a Gate is made of.
@@ -33,6 +35,11 @@ type GateOptions struct {
 	// TakePublishers says that publishers are let in although the node is full; at an
 	// edge, where they cost little and its players are asked to leave.
 	TakePublishers bool
+	// Node is the id of this node. Placer is who knows better ones; nil: nobody. Secret
+	// is the cluster's, for hop tickets.
+	Node   string
+	Placer Placer
+	Secret string
 	// Returns reports whether a publisher comes back to a stream that is here; nil:
 	// never.
 	Returns func(n session.Newcomer) bool
@@ -45,6 +52,9 @@ type Gate struct {
 	opt     GateOptions
 	bucket  *bucket
 	viewers *viewers
+	others  *elsewhere
+	key     ticket.Key
+	sent    *metrics.Counter
 	waited  *metrics.Histogram
 	waiting *metrics.Counter // goes down as well
 }
@@ -56,25 +66,114 @@ func NewGate(o GateOptions) *Gate {
 		opt:     o,
 		bucket:  newBucket(o.Config.Rate/float64(n), max(o.Config.Burst/n, 1)),
 		viewers: newViewers(),
+		others:  &elsewhere{placer: o.Placer, self: o.Node, pause: map[discovery.Role]time.Time{}},
+		key:     ticket.NewKey(o.Secret),
+		sent:    o.Set.NewCounter("weir_load_redirects_total"),
 		waited:  o.Set.NewHistogram("weir_admission_wait_seconds"),
 		waiting: o.Set.NewCounter("weir_admission_waiting"),
 	}
 }
 
-// Admit lets a newcomer in, when it is its turn, or returns a *session.Refusal. It
-// implements session.Options.Admit.
+// Admit lets a newcomer in, when it is its turn, or returns a *session.Redirect to a
+// better node or a *session.Refusal. It implements session.Options.Admit.
 func (g *Gate) Admit(ctx context.Context, n session.Newcomer) error {
 	status := g.opt.Status()
 	if n.Kind == session.KindHLS {
-		if !g.viewers.here(time.Now(), viewer{n.Remote.Addr(), n.Target.Key.String()}, !status.Hard) && status.Hard {
-			return full()
-		}
+		return g.admitViewer(ctx, status, n)
+	}
+	refusal := g.overload(status, n)
+	if r := g.redirect(ctx, status, n, refusal != nil); r != nil {
+		return r
+	}
+	if refusal != nil {
+		return refusal
+	}
+	if n.Leaving {
 		return nil
 	}
-	if err := g.overload(status, n); err != nil || n.Leaving {
-		return err
-	}
 	return g.turn(ctx, n)
+}
+
+// admitViewer decides about a playlist. What was decided about a viewer holds as long as
+// it asks: a player that asks for each playlist where it began is sent to the same node
+// again.
+func (g *Gate) admitViewer(ctx context.Context, status load.Status, n session.Newcomer) error {
+	w, now := viewer{n.Remote.Addr(), n.Target.Key.String()}, time.Now()
+	known, ok := g.viewers.find(now, w)
+	switch {
+	case ok && known.to == nil:
+		return nil
+	case ok && status.Soft:
+		return g.send(n, known.node, *known.to, known.hops)
+	}
+	refusal := g.overload(status, n)
+	if r := g.redirect(ctx, status, n, refusal != nil); r != nil {
+		g.viewers.enter(now, w, r)
+		return r
+	}
+	if refusal == nil {
+		g.viewers.enter(now, w, nil)
+	}
+	return refusal
+}
+
+// mostHops is how often a client is sent on: from where it came to a better node, and
+// once more from there.
+const mostHops = 2
+
+// redirect returns where a newcomer is better served, nil if it is to stay. must says
+// that it would be refused else.
+func (g *Gate) redirect(ctx context.Context, status load.Status, n session.Newcomer, must bool) error {
+	if !status.Soft && !must || n.Secure || n.Protocol == "ws-flv" { // browsers follow no redirect of a WebSocket
+		return nil
+	}
+	node := n.Peer.Node != ""
+	switch {
+	case n.Kind == session.KindPublish && node && !g.opt.TakePublishers: // an edge that forwards; encoders follow nobody
+	case n.Kind == session.KindPublish && must && !g.opt.TakePublishers: // but they can be told
+	case n.Kind == session.KindPublish, node: // pulls go where the stream is
+		return nil
+	case n.Protocol == "rtmp" && !must && !n.Leaving: // most players follow no 302: it is the last resort
+		return nil
+	}
+	hops := 0
+	if t, err := g.key.Read(n.Ticket, n.Target.Key.String(), time.Now()); err == nil {
+		if t.Node == g.opt.Node && !must { // it was chosen for this client
+			return nil
+		}
+		hops = t.Hops
+	}
+	if hops >= mostHops {
+		return nil
+	}
+	below := status.Effective
+	if must || n.Leaving {
+		below = 0
+	}
+	other, ok := g.others.find(ctx, n, below)
+	if !ok {
+		return nil
+	}
+	return g.send(n, other.ID, session.Redirect{RTMP: other.Addr.RTMP, HTTP: other.Addr.HTTP}, hops+1)
+}
+
+// sentTo is a redirect with what its ticket says, for the memory of viewers.
+type sentTo struct {
+	session.Redirect
+	node string
+	hops int
+}
+
+func (s *sentTo) Error() string { return s.Redirect.Error() }
+
+// Unwrap makes it a *session.Redirect for errors.As.
+func (s *sentTo) Unwrap() error { return &s.Redirect }
+
+// send returns the redirect with a new ticket.
+func (g *Gate) send(n session.Newcomer, node string, to session.Redirect, hops int) error {
+	to.Ticket = g.key.Sign(n.Target.Key.String(), ticket.Ticket{Node: node, Hops: hops, Expires: time.Now().Add(ticket.Life)})
+	g.sent.Inc()
+	return &sentTo{Redirect: to, node: node, hops: hops}
 }
 
 // overload refuses those whom the node's load leaves no room for.

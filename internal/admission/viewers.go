@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
+
+	"weir/internal/session"
 )
 
 // viewers remembers who watches HLS here. A viewer has no session: all that is known of
@@ -13,12 +15,20 @@ import (
 // concurrent use.
 type viewers struct {
 	mu   sync.Mutex
-	seen *simplelru.LRU[viewer, time.Time] // guarded by mu
+	seen *simplelru.LRU[viewer, seen] // guarded by mu
 }
 
 type viewer struct {
 	addr   netip.Addr
 	stream string
+}
+
+// seen is a viewer that was here, or was sent elsewhere.
+type seen struct {
+	at   time.Time
+	to   *session.Redirect // nil: it is here
+	node string            // that it was sent to
+	hops int
 }
 
 const (
@@ -30,19 +40,31 @@ const (
 )
 
 func newViewers() *viewers {
-	seen, _ := simplelru.NewLRU[viewer, time.Time](maxViewers, nil) // it fails for sizes below one only
-	return &viewers{seen: seen}
+	all, _ := simplelru.NewLRU[viewer, seen](maxViewers, nil) // it fails for sizes below one only
+	return &viewers{seen: all}
 }
 
-// here reports whether a viewer was here, and notes that it is if it was, or if enter
-// is set.
-func (v *viewers) here(now time.Time, w viewer, enter bool) bool {
+// find returns what is known of a viewer, and notes that it has asked again.
+func (v *viewers) find(now time.Time, w viewer) (seen, bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	at, ok := v.seen.Get(w)
-	known := ok && now.Sub(at) < viewerStays
-	if known || enter {
-		v.seen.Add(w, now)
+	s, ok := v.seen.Get(w)
+	if !ok || now.Sub(s.at) >= viewerStays {
+		return seen{}, false
 	}
-	return known
+	s.at = now
+	v.seen.Add(w, s)
+	return s, true
+}
+
+// enter notes that a viewer is here or, with a redirect of Gate.send, that it was sent
+// elsewhere.
+func (v *viewers) enter(now time.Time, w viewer, redirect error) {
+	s := seen{at: now}
+	if r, ok := redirect.(*sentTo); ok {
+		s.to, s.node, s.hops = &r.Redirect, r.node, r.hops
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.seen.Add(w, s)
 }

@@ -63,7 +63,7 @@ var allowed = map[string]string{
 
 	// Serving: connections, tenants, processes.
 	"internal/session": "configs hls internal/admin internal/fanout internal/httpserver internal/limit internal/load internal/media internal/node internal/rtmp" +
-		" internal/rtmp/chunk internal/secure internal/stream internal/units internal/vhost",
+		" internal/rtmp/chunk internal/secure internal/stream internal/ticket internal/units internal/vhost",
 	"internal/httpserver":        "internal/limit internal/secure internal/units",
 	"internal/secure":            "internal/node", // which checks addresses
 	"internal/secure/securetest": "",
@@ -73,7 +73,8 @@ var allowed = map[string]string{
 	"internal/admin":             "configs internal/drain internal/load internal/node",
 	"internal/drain":             "", // paces what it knows only by interfaces
 	"internal/load":              "internal/units",
-	"internal/admission":         "internal/load internal/session",
+	"internal/admission":         "discovery internal/load internal/session internal/ticket",
+	"internal/ticket":            "",
 	"internal/node":              "",
 	"internal/units":             "",
 

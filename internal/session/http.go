@@ -16,6 +16,7 @@ import (
 	"weir/internal/fanout"
 	"weir/internal/httpserver"
 	"weir/internal/media"
+	"weir/internal/ticket"
 	"weir/internal/vhost"
 )
 
@@ -45,8 +46,10 @@ func (s *Server) ServeHTTP(srv *httpserver.Server, ctx *fasthttp.RequestCtx) {
 	httpserver.Error(ctx, http.StatusNotFound, "not found: want /APP/NAME.flv or /APP/NAME.m3u8")
 }
 
-func (s *Server) target(ctx *fasthttp.RequestCtx, path string) (vhost.Target, error) {
-	return s.opt.Vhosts.FromHTTP(string(ctx.Host()), path, string(ctx.URI().QueryString()))
+func (s *Server) target(ctx *fasthttp.RequestCtx, path string) (t vhost.Target, hop string, err error) {
+	t, err = s.opt.Vhosts.FromHTTP(string(ctx.Host()), path, string(ctx.URI().QueryString()))
+	t.Query, hop = ticket.Take(t.Query) // it goes no further
+	return t, hop, err
 }
 
 func peerOf(ctx *fasthttp.RequestCtx) Peer {
@@ -62,14 +65,14 @@ func (s *Server) serveFLV(srv *httpserver.Server, ctx *fasthttp.RequestCtx, stem
 	if upgrade {
 		l.protocol = protoWS
 	}
-	t, err := s.target(ctx, stem)
+	t, hop, err := s.target(ctx, stem)
 	if err != nil {
 		s.refuseHTTP(ctx, l, stem, err)
 		return
 	}
 	wait, cancel := s.context(context.Background())
 	var feed Feed
-	if err = s.admitted(wait, Newcomer{Kind: KindPlay, Target: t, Remote: l.remote, Peer: l.peer, Protocol: l.protocol}); err == nil {
+	if err = s.admitted(wait, Newcomer{Kind: KindPlay, Target: t, Remote: l.remote, Peer: l.peer, Protocol: l.protocol, Secure: ctx.IsTLS(), Ticket: hop}); err == nil {
 		feed, err = s.opt.Role.Play(wait, PlayRequest{Target: t, Remote: l.remote, Peer: l.peer})
 	}
 	cancel()
@@ -205,7 +208,7 @@ func (c *lateConn) Close() error {
 
 func (s *Server) serveHLS(ctx *fasthttp.RequestCtx, file hls.Request) {
 	l := &live{protocol: "hls", remote: remoteOf(ctx.RemoteAddr()), peer: peerOf(ctx)}
-	t, err := s.target(ctx, "/"+file.App+"/"+file.Name)
+	t, hop, err := s.target(ctx, "/"+file.App+"/"+file.Name)
 	if err != nil {
 		s.refuseHTTP(ctx, l, file.App+"/"+file.Name, err)
 		return
@@ -214,7 +217,7 @@ func (s *Server) serveHLS(ctx *fasthttp.RequestCtx, file hls.Request) {
 	defer cancel()
 	var o hls.Object
 	if !file.Segment { // a viewer that is here gets its segments to the end
-		err = s.admitted(wait, Newcomer{Kind: KindHLS, Target: t, Remote: l.remote, Peer: l.peer, Protocol: l.protocol})
+		err = s.admitted(wait, Newcomer{Kind: KindHLS, Target: t, Remote: l.remote, Peer: l.peer, Protocol: l.protocol, Secure: ctx.IsTLS(), Ticket: hop})
 	}
 	if err == nil {
 		o, err = s.opt.Role.HLS(wait, HLSRequest{Target: t, File: file, Remote: l.remote, Peer: l.peer})
@@ -238,7 +241,7 @@ func (r *Redirect) httpURL(t vhost.Target, ext string) string {
 	u.SetScheme("http")
 	u.SetHost(r.HTTP)
 	u.SetPath("/" + t.Key.Path() + ext)
-	u.SetQueryString(t.KeptQuery())
+	u.SetQueryString(r.query(t))
 	return u.String()
 }
 

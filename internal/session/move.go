@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"time"
 
 	"weir/internal/fanout"
@@ -114,11 +113,13 @@ func (s *Server) Cut() int {
 const whereTimeout = time.Second
 
 // goodbyeRTMP is what an RTMP player is told that is moved.
-func (s *Server) goodbyeRTMP(c *rtmp.ServerConn, req *rtmp.Request, t vhost.Target, remote netip.AddrPort, peer Peer, why fanout.Reason) []byte {
+func (s *Server) goodbyeRTMP(c *rtmp.ServerConn, req *rtmp.Request, n Newcomer, why fanout.Reason) []byte {
+	t, peer := n.Target, n.Peer
+	n.Leaving = true
 	ctx, cancel := context.WithTimeout(s.ctx, whereTimeout)
 	defer cancel()
 	var r *Redirect
-	known := errors.As(s.admitted(ctx, Newcomer{Kind: KindPlay, Target: t, Remote: remote, Peer: peer, Protocol: protoRTMP, Leaving: true}), &r) && r.RTMP != ""
+	known := errors.As(s.admitted(ctx, n), &r) && r.RTMP != ""
 	switch {
 	case peer.Node != "" && known:
 		return rtmp.RedirectNotice(r.rtmpURL(t), c.OutChunkSize())
@@ -141,10 +142,14 @@ func turnedAway(err error, t vhost.Target) error {
 	if !errors.As(err, &r) {
 		return err
 	}
-	if r.RTMP == "" {
-		return &Refusal{Code: Draining, Text: "This node takes no new publishers.", Err: err}
+	code := Draining
+	if r.Ticket != "" { // only load gives tickets
+		code = Overload
 	}
-	return &Refusal{Code: Draining, Text: fmt.Sprintf("This node takes no new publishers; publish to %s.", r.appURL(t)), Err: err}
+	if r.RTMP == "" {
+		return &Refusal{Code: code, Text: "This node takes no new publishers.", Err: err}
+	}
+	return &Refusal{Code: code, Text: fmt.Sprintf("This node takes no new publishers; publish to %s.", r.appURL(t)), Err: err}
 }
 
 // appURL returns the tcUrl of a redirect, with the vhost if the host does not say

@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -14,6 +15,7 @@ import (
 	"weir/internal/media"
 	"weir/internal/rtmp"
 	"weir/internal/rtmp/chunk"
+	"weir/internal/ticket"
 	"weir/internal/vhost"
 )
 
@@ -25,6 +27,7 @@ func (s *Server) ServeRTMP(ctx context.Context, nc net.Conn) {
 	ctx, cancel := s.context(ctx)
 	defer cancel()
 	remote := remoteOf(nc.RemoteAddr())
+	_, secure := nc.(interface{ ConnectionState() tls.ConnectionState })
 	for first := true; ; first = false {
 		cut := context.AfterFunc(ctx, func() { c.Close() }) // a session under way is ended by its own means
 		req, err := c.ReadRequest()
@@ -43,12 +46,17 @@ func (s *Server) ServeRTMP(ctx context.Context, nc net.Conn) {
 			_ = c.Refuse(badTarget(req.Kind, err))
 			return
 		}
-		peer := Peer{Node: req.Node, Via: req.Via}
+		var hop string
+		t.Query, hop = ticket.Take(t.Query) // it goes no further
+		visitor := Newcomer{
+			Kind: req.Kind.String(), Target: t, Remote: remote, Peer: Peer{Node: req.Node, Via: req.Via},
+			Protocol: protoRTMP, Secure: secure, Ticket: hop,
+		}
 		if req.Kind == rtmp.Play {
-			s.playRTMP(ctx, c, req, t, remote, peer)
+			s.playRTMP(ctx, c, req, visitor)
 			return
 		}
-		if !s.publishRTMP(ctx, c, req, t, remote, peer) {
+		if !s.publishRTMP(ctx, c, req, visitor) {
 			return
 		}
 	}
@@ -89,7 +97,8 @@ func badTarget(kind rtmp.Kind, err error) rtmp.Status {
 }
 
 // publishRTMP serves one publish; it reports whether another may follow.
-func (s *Server) publishRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.Request, t vhost.Target, remote netip.AddrPort, peer Peer) bool {
+func (s *Server) publishRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.Request, n Newcomer) bool {
+	t, remote, peer := n.Target, n.Remote, n.Peer
 	l := &live{
 		kind: KindPublish, protocol: protoRTMP, stream: t.Key.String(), remote: remote, peer: peer, encoder: req.FlashVer,
 		close: func(why string) {
@@ -108,7 +117,7 @@ func (s *Server) publishRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.
 	if !t.Vhost.Config.MayPublish(t.Params().Get("key")) {
 		return refuse(&Refusal{Code: Denied, Text: "The publish key is missing or wrong."})
 	}
-	if err := s.admitted(ctx, Newcomer{Kind: KindPublish, Target: t, Remote: remote, Peer: peer, Protocol: protoRTMP}); err != nil {
+	if err := s.admitted(ctx, n); err != nil {
 		var r *Redirect
 		if errors.As(err, &r) && r.RTMP != "" && peer.Node != "" { // nodes follow, encoders do not
 			s.ledger.refused(KindPublish, protoRTMP, reasonOf(err), l.stream, remote, err)
@@ -212,9 +221,10 @@ func playStatus(err error) rtmp.Status {
 }
 
 // playRTMP serves one player until it leaves or the stream ends.
-func (s *Server) playRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.Request, t vhost.Target, remote netip.AddrPort, peer Peer) {
+func (s *Server) playRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.Request, n Newcomer) {
+	t, remote, peer := n.Target, n.Remote, n.Peer
 	var feed Feed
-	err := s.admitted(ctx, Newcomer{Kind: KindPlay, Target: t, Remote: remote, Peer: peer, Protocol: protoRTMP})
+	err := s.admitted(ctx, n)
 	if err == nil {
 		feed, err = s.opt.Role.Play(ctx, PlayRequest{Target: t, Remote: remote, Peer: peer})
 	}
@@ -231,7 +241,7 @@ func (s *Server) playRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.Req
 	defer feed.Release()
 	l := &live{
 		protocol: protoRTMP, remote: remote, peer: peer, encoder: req.FlashVer,
-		goodbye: func(why fanout.Reason) []byte { return s.goodbyeRTMP(c, req, t, remote, peer, why) },
+		goodbye: func(why fanout.Reason) []byte { return s.goodbyeRTMP(c, req, n, why) },
 	}
 	if err := s.admit(l, t, c); err != nil {
 		s.ledger.refused(KindPlay, protoRTMP, reasonOf(err), t.Key.String(), remote, err)
@@ -286,7 +296,7 @@ func epochInfo(epoch uint64) []rtmp.Property {
 // rtmpURL returns where the 302 of an RTMP player leads.
 func (r *Redirect) rtmpURL(t vhost.Target) string {
 	u := "rtmp://" + r.RTMP + "/" + t.Key.Path()
-	if q := t.KeptQuery(); q != "" {
+	if q := r.query(t); q != "" {
 		u += "?" + q
 	}
 	return u

@@ -18,6 +18,7 @@ import (
 	"weir/internal/media"
 	"weir/internal/rtmp"
 	"weir/internal/stream"
+	"weir/internal/ticket"
 	"weir/internal/units"
 	"weir/internal/vhost"
 )
@@ -63,6 +64,10 @@ type Newcomer struct {
 	Peer   Peer
 	// Protocol is "rtmp", "http-flv", "ws-flv" or "hls".
 	Protocol string
+	// Secure says that it came over TLS: nodes know only plain addresses of others.
+	Secure bool
+	// Ticket is what a node that sent it here gave it; see package ticket.
+	Ticket string
 	// OverQuota says that the vhost has as many players as its quota or more; never of
 	// nodes and publishers.
 	OverQuota bool
@@ -106,6 +111,20 @@ type Redirect struct {
 	RTMP  string // host:port that the owner is reached at; empty if unknown
 	HTTP  string // likewise for HTTP
 	Epoch uint64 // of its ownership; 0 if not known. Only nodes of weir are told
+	// Ticket goes into the query of the URL, if it fits; empty: none (package ticket).
+	Ticket string
+}
+
+// query returns the query of the URL that a redirect leads to.
+func (r *Redirect) query(t vhost.Target) string {
+	q := t.KeptQuery()
+	if r.Ticket == "" {
+		return q
+	}
+	if with := ticket.Put(q, r.Ticket); len(with) <= vhost.MaxQuery {
+		return with
+	}
+	return q
 }
 
 func (r *Redirect) Error() string {
