@@ -45,6 +45,18 @@ type ScheduleConfig struct {
 	// the region, as in `10.1.0.0/16 eu`. The longest network that holds the client's address
 	// decides; `#` begins a comment. It is read when the server starts. Empty: there is none.
 	Networks string `yaml:"networks"`
+	// A MaxMind database for clients that `networks` does not have.
+	MaxMind MaxMindConfig `yaml:"maxmind"`
+}
+
+// MaxMindConfig configures a database of regions.
+type MaxMindConfig struct {
+	// A file in MaxMind's format with countries or cities, as in GeoLite2-Country.mmdb. It is opened
+	// when the server starts. Empty: there is none.
+	File string `yaml:"file"`
+	// Which region a code stands for: the ISO code of a country (DE), or else of a continent (EU).
+	// Empty: the codes of the continents are the regions.
+	Regions map[string]string `yaml:"regions"`
 }
 
 // Default returns the configuration of a discovery server whose file sets

@@ -2,10 +2,8 @@ package discoverynode
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"net"
-	"os"
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
@@ -13,7 +11,6 @@ import (
 
 	"weir/discovery"
 	"weir/discovery/autoscale"
-	"weir/discovery/schedule"
 	"weir/internal/admin"
 	"weir/internal/node"
 )
@@ -35,13 +32,14 @@ func Run(ctx context.Context, cfg Config, o Options) error {
 	set := metrics.NewSet()
 	engine := discovery.NewMemory(cfg.Memory(), o.Log, set)
 	server := discovery.NewServer(cfg.ServerConfig, engine, o.Log)
-	regions, err := readNetworks(cfg.Schedule.Networks)
+	regions, err := openRegions(cfg.Schedule)
 	if err != nil {
 		if o.Listener != nil {
 			o.Listener.Close()
 		}
 		return err
 	}
+	defer regions.close()
 	placer := discovery.NewPlacer(engine, cfg.Schedule.Config, regions, o.Log, set)
 	server.Schedule(placer)
 	l := o.Listener
@@ -87,21 +85,4 @@ func Run(ctx context.Context, cfg Config, o Options) error {
 		o.Ready()
 	}
 	return g.Wait()
-}
-
-// readNetworks reads the table of regions by network in a file, if there is one.
-func readNetworks(path string) (schedule.Locator, error) {
-	if path == "" {
-		return nil, nil
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("schedule.networks: %w", err)
-	}
-	defer f.Close()
-	table, err := schedule.ReadNetworks(f)
-	if err != nil {
-		return nil, fmt.Errorf("schedule.networks: %s: %w", path, err)
-	}
-	return table, nil
 }

@@ -149,4 +149,5 @@ func TestBadFrontsAreErrors(t *testing.T) {
 	f("dns.listen", func(c *Config) { c.DNS.Listen = taken.Addr().String() })
 	f("schedule.networks", func(c *Config) { c.Schedule.Networks = "/nowhere/networks" })
 	f("schedule.networks", func(c *Config) { c.Schedule.Networks = "node_test.go" })
+	f("schedule.maxmind.file", func(c *Config) { c.Schedule.MaxMind.File = "node_test.go" })
 }

@@ -41,11 +41,13 @@ var allowed = map[string]string{
 	// Decides about machines; what it needs of the directory is behind an interface of its own.
 	"discovery/autoscale": "configs",
 	"internal/simulate":   "discovery/autoscale discovery/schedule",
+	// Regions from a file of somebody else.
+	"discovery/geo": "",
 	// Answers to clients: they ask the scheduler behind an interface of theirs.
 	"discovery/httpdns": "discovery/schedule internal/limit",
 	"discovery/dns":     "discovery/schedule internal/limit",
 	// The discovery server as a node: discovery itself knows no files.
-	"internal/discoverynode": "configs discovery discovery/autoscale discovery/dns discovery/httpdns discovery/schedule internal/admin internal/node",
+	"internal/discoverynode": "configs discovery discovery/autoscale discovery/dns discovery/geo discovery/httpdns discovery/schedule internal/admin internal/node",
 
 	"hls":         "internal/media internal/units",
 	"hls/hlstest": "",
