@@ -14,6 +14,7 @@ import (
 
 	"weir/internal/flv"
 	"weir/internal/media"
+	"weir/internal/rtmp"
 )
 
 // viewer is a light player that behaves as a page does: it plays a URL over
@@ -26,8 +27,7 @@ type viewer struct {
 	ends    []time.Time     // when a connection ended
 	picture []time.Duration // from each connect to the first video frame
 	at      string          // host:port that it plays from
-	frames  int
-	refused []error // answers that were none
+	refused []error         // answers that were none
 }
 
 func (v *viewer) run(ctx context.Context) {
@@ -77,17 +77,59 @@ func (v *viewer) play(ctx context.Context, client *http.Client) error {
 		if tag.Kind() != media.Video || media.Sniff(tag.Kind(), tag.Body()).IsHeader() {
 			continue
 		}
-		v.mu.Lock()
-		if v.frames++; !seen {
+		if !seen {
 			seen = true
+			v.mu.Lock()
 			if v.picture == nil {
 				close(v.first)
 			}
 			v.at = response.Request.URL.Host
 			v.picture = append(v.picture, time.Since(begin))
+			v.mu.Unlock()
 		}
-		v.mu.Unlock()
 	}
+}
+
+// publishTrickle publishes 10 frames of 500 bytes a second, with a key frame in
+// each: a stream of which thousands of viewers cost little.
+func publishTrickle(t testing.TB, address string) {
+	t.Helper()
+	u, err := rtmp.ParseURL(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := rtmp.Dial(t.Context(), u, rtmp.DefaultClientConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Publish(t.Context(), u.Name); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	t.Cleanup(func() {
+		c.Close()
+		<-done
+	})
+	go func() {
+		defer close(done)
+		begin := time.Now()
+		tick := time.NewTicker(100 * time.Millisecond)
+		defer tick.Stop()
+		for n := 0; ; n++ {
+			tag := media.NewTag(media.Video, uint32(time.Since(begin).Milliseconds()), 500)
+			copy(tag.Body(), []byte{0x27, 1, 0, 0, 0, 0, 0, 1, 0xeb, 0x41}) // AVC, one slice
+			switch {
+			case n == 0: // a decoder header, of whatever
+				copy(tag.Body(), []byte{0x17, 0, 0, 0, 0, 1, 0x42, 0, 0x1e, 0xff})
+			case n%10 == 1:
+				tag.Body()[0], tag.Body()[9] = 0x17, 0x65
+			}
+			if c.WriteTags(tag) != nil {
+				return
+			}
+			<-tick.C
+		}
+	}()
 }
 
 // audience is viewers of one URL each.
@@ -180,7 +222,7 @@ type drainStory struct {
 }
 
 // drainOneOfFour starts a cluster with n viewers at each edge and drains one edge.
-func drainOneOfFour(t testing.TB, n int, deadline time.Duration) *drainStory {
+func drainOneOfFour(t testing.TB, n int, deadline time.Duration, publish func(url string)) *drainStory {
 	t.Helper()
 	discovery := startDiscovery(t, "")
 	a := startOrigin(t, "origin-a", addresses{}, discoveryAt(discovery))
@@ -191,7 +233,7 @@ func drainOneOfFour(t testing.TB, n int, deadline time.Duration) *drainStory {
 		s.nodes = append(s.nodes, e)
 		urls = append(urls, e.httpURL("live/demo.flv"))
 	}
-	publishClip(t, a.rtmpURL("live/demo"))
+	publish(a.rtmpURL("live/demo"))
 	a.awaitStream(demo, "live")
 	s.audience = watchAll(t, n, urls...)
 	s.before = s.audience.at()
@@ -234,7 +276,7 @@ func drainOneOfFour(t testing.TB, n int, deadline time.Duration) *drainStory {
 func TestDrainEdge(t *testing.T) {
 	t.Parallel()
 	const n, deadline = 30, 6 * time.Second
-	s := drainOneOfFour(t, n, deadline)
+	s := drainOneOfFour(t, n, deadline, func(url string) { publishClip(t, url) })
 	drained, others := s.nodes[0], s.nodes[1:]
 	ends, again, refused := s.audience.kicks()
 	if len(ends) != n || len(again) != n || len(refused) != 0 {
@@ -370,7 +412,7 @@ func TestOriginDrainsUnderAForwardedPublisher(t *testing.T) {
 func BenchmarkDrain(b *testing.B) {
 	const n, deadline = 1000, time.Minute
 	for b.Loop() {
-		s := drainOneOfFour(b, n, deadline)
+		s := drainOneOfFour(b, n, deadline, func(url string) { publishTrickle(b, url) })
 		ends, again, refused := s.audience.kicks()
 		mean := float64(n) / deadline.Seconds()
 		b.ReportMetric(float64(len(ends)), "kicks")

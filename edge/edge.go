@@ -38,12 +38,13 @@ type Edge struct {
 	metrics  edgeMetrics
 	owners   *discovery.Resolver // nil without discovery
 	origins  func(ctx context.Context) ([]discovery.Node, error)
-	pulls    map[string]*upstreams // by vhost: for pulls and publishers
-	https    map[string]*upstreams // by vhost: for HLS
+	pulls    groups // for pulls and publishers
+	https    groups // for HLS
 	health   *health
 	others   *discovery.Elsewhere
 	epochs   *epochs
 	tcp      *net.Dialer // to upstreams
+	names    *resolver
 	siblings *siblings
 	beat     func() time.Duration // of the players' batches; see Options
 	cache    *hls.Cache
@@ -115,8 +116,6 @@ func New(cfg Config, o Options) *Edge {
 		table:   vhost.NewTable(cfg.Vhosts),
 		log:     o.Log,
 		metrics: newMetrics(o.Set),
-		pulls:   map[string]*upstreams{},
-		https:   map[string]*upstreams{},
 		health:  newHealth(cfg.Pull.Eject),
 		epochs:  newEpochs(),
 		tcp:     newDialer(cfg.Pull),
@@ -136,15 +135,25 @@ func New(cfg Config, o Options) *Edge {
 	}
 	o.Set.NewGauge("weir_streams", func() float64 { n, _ := e.held(); return float64(n) })
 	o.Set.NewGauge("weir_log_bytes", func() float64 { _, n := e.held(); return float64(n) })
-	names := newResolver(cfg.Pull.ResolveTTL)
-	for _, v := range e.table.All() {
-		e.pulls[v.Name] = e.group(v, preferred(v.Config.Upstreams, cfg.Pull.Protocol), names)
-		e.https[v.Name] = e.group(v, withScheme(v.Config.Upstreams, "http"), names)
-	}
+	e.names = newResolver(cfg.Pull.ResolveTTL)
+	e.SetVhosts(cfg.Vhosts)
 	e.siblings = newSiblings(e, o)
 	e.fetcher = newFetcher(e)
 	e.cache = hls.NewCache(cfg.HLSCache, e.fetcher.fetch, o.Set)
 	return e
+}
+
+// SetVhosts makes other tenants count for requests to come. Those under way, and
+// pulls of a tenant that is gone, go on with what they have.
+func (e *Edge) SetVhosts(v vhost.Vhosts) {
+	e.table.Replace(v)
+	pulls, https := map[string]*upstreams{}, map[string]*upstreams{}
+	for _, v := range e.table.All() {
+		pulls[v.Name] = e.group(v, preferred(v.Config.Upstreams, e.cfg.Pull.Protocol), e.names)
+		https[v.Name] = e.group(v, withScheme(v.Config.Upstreams, "http"), e.names)
+	}
+	e.pulls.replace(pulls)
+	e.https.replace(https)
 }
 
 // held returns the number of relayed streams and the memory of their logs in

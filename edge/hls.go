@@ -296,7 +296,7 @@ func (f *fetcher) candidates(ctx context.Context, t vhost.Target) (list []string
 			asked = err
 		}
 	}
-	picked, err := f.edge.https[t.Key.Vhost].pick(ctx, t.Key.String())
+	picked, err := f.edge.https.of(t.Key.Vhost).pick(ctx, t.Key.String())
 	for _, up := range picked {
 		list = append(list, up.Addr)
 	}
@@ -324,7 +324,7 @@ const maxGuesses = 16
 // stream of that name. Those that failed a moment ago come last.
 func (f *fetcher) guess(ctx context.Context, t vhost.Target) []string {
 	var all []vhost.Upstream
-	group := f.edge.pulls[t.Key.Vhost]
+	group := f.edge.pulls.of(t.Key.Vhost)
 	if f.edge.origins != nil {
 		upstreams, _ := group.pick(ctx, t.Key.String())
 		upstreams = append(slices.Clone(upstreams), group.list...) // addresses and names

@@ -101,7 +101,7 @@ func open(t *testing.T, name string, role session.Role, table *vhost.Table, cfg 
 	p.door = session.New(session.Options{Config: cfg, RTMP: def.RTMP.ServerConfig, Vhosts: table, Role: role, Log: log, Set: p.set})
 	ctx, cancel := context.WithCancel(context.Background())
 	g, ctx := errgroup.WithContext(ctx)
-	err := session.Door{
+	_, err := session.Door{
 		Sessions: p.door, RTMP: ports[0], HTTP: ports[1], HTTPConfig: def.HTTP, Limits: def.Limits, Log: log, Set: p.set,
 	}.Open(ctx, g)
 	if err != nil {
@@ -422,7 +422,7 @@ func (n *team) start(i int, ports ...net.Listener) *member {
 	l := listen(n.t)
 	ctx, cancel := context.WithCancel(context.Background())
 	var g errgroup.Group
-	g.Go(func() error { return serveSiblings(ctx, l, w.edge, w.door, admin.Source{}) })
+	g.Go(func() error { return serveSiblings(ctx, l, nil, siblingHandler(w.edge, w.door, admin.Source{})) })
 	n.mu.Lock()
 	n.sockets[i], n.workers[i] = l.Addr().String(), w
 	n.mu.Unlock()

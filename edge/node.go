@@ -16,6 +16,7 @@ import (
 	"weir/internal/drain"
 	"weir/internal/load"
 	"weir/internal/node"
+	"weir/internal/reload"
 	"weir/internal/worker"
 )
 
@@ -37,6 +38,10 @@ type NodeOptions struct {
 	// Terminate, if not nil, makes the node drain when it is closed, and end when
 	// its sessions have.
 	Terminate <-chan struct{}
+	// Read reads the configuration file again, for a reload, which Reload asks for.
+	// Both may be nil.
+	Read   func() (file []byte, name string, err error)
+	Reload <-chan struct{}
 }
 
 // Run runs an edge node: it supervises the workers, answers the admin interface
@@ -53,7 +58,8 @@ func Run(ctx context.Context, cfg Config, o NodeOptions) error {
 		Config: cfg.Supervision, Log: o.Log, Metrics: set,
 		Specs: []worker.Spec{{
 			Name: spec, Count: count, Args: o.WorkerArgs, Env: o.WorkerEnv, Config: o.File,
-			Listen: listens(cfg),
+			Listen:    listens(cfg),
+			RollGrace: rollGrace(cfg),
 		}},
 	})
 	if err != nil {
@@ -87,7 +93,7 @@ func Run(ctx context.Context, cfg Config, o NodeOptions) error {
 	defer finish()
 	g, ctx := errgroup.WithContext(ctx)
 	dial := func(ctx context.Context, i int) (net.Conn, error) { return s.DialWorker(ctx, spec, i) }
-	workers := func() []admin.WorkerInfo { return workerInfos(s.States()) }
+	workers := func() []admin.WorkerInfo { return workerInfos(append(s.States(), s.Retiring()...)) }
 	process, err := load.NewProcess(load.ProcessOptions{Config: cfg.Load, Worker: -1, Log: o.Log})
 	if err != nil {
 		return err
@@ -102,7 +108,7 @@ func Run(ctx context.Context, cfg Config, o NodeOptions) error {
 		switch {
 		case drained.Draining():
 			state = discovery.StateDraining
-		case s.CheckReady(ctx) == nil:
+		case s.CheckReady(ctx) == nil, s.Rolling():
 			state = discovery.StateUp
 		}
 		return discovery.Node{
@@ -118,6 +124,11 @@ func Run(ctx context.Context, cfg Config, o NodeOptions) error {
 			}
 		},
 	})
+	change := &reloader{
+		running: cfg, file: o.File, supervisor: s, configure: admin.ConfigureWorkers(workers, dial), drained: drained, log: o.Log,
+	}
+	reloads := reload.New(reload.Options{File: o.File, Read: o.Read, Apply: change.apply, Log: o.Log, Set: set})
+	g.Go(func() error { return reloads.Serve(ctx, o.Reload) })
 	g.Go(func() error { return drained.Run(ctx) })
 	g.Go(func() error { return drained.EndAfter(ctx, o.Terminate, finish) })
 	if adminListener != nil {
@@ -132,7 +143,7 @@ func Run(ctx context.Context, cfg Config, o NodeOptions) error {
 			Load:    meter.Load,
 			Source:  admin.Source{Metrics: []*metrics.Set{set}},
 			Checks:  []admin.Check{{Name: "workers", Func: s.CheckReady}},
-			Workers: workers, DialWorker: dial, Drain: drained,
+			Workers: workers, DialWorker: dial, Drain: drained, Reload: reloads,
 			Log: o.Log,
 		})
 		g.Go(func() error { return server.Serve(ctx, adminListener) })
@@ -177,11 +188,20 @@ func listens(cfg Config) []worker.Address {
 	return all
 }
 
+// rollGrace is how long a worker that retires is waited for: it ends by itself at
+// the end of its own time.
+func rollGrace(cfg Config) time.Duration {
+	if cfg.Supervision.RollGrace == 0 {
+		return 0
+	}
+	return cfg.Supervision.RollGrace + 2*emptyEvery
+}
+
 func workerInfos(states []worker.State) []admin.WorkerInfo {
 	infos := make([]admin.WorkerInfo, len(states))
 	for i, s := range states {
 		infos[i] = admin.WorkerInfo{
-			Index: s.Index, State: string(s.Phase), PID: s.PID, Restarts: s.Restarts, StartedAt: s.StartedAt, LastExit: s.LastExit,
+			Index: s.Index, Sibling: s.Sibling, State: string(s.Phase), PID: s.PID, Restarts: s.Restarts, StartedAt: s.StartedAt, LastExit: s.LastExit,
 		}
 	}
 	return infos

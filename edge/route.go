@@ -124,7 +124,7 @@ func (e *Edge) candidates(ctx context.Context, t vhost.Target) (list []vhost.Ups
 			asked = err
 		}
 	}
-	picked, err := e.pulls[t.Key.Vhost].pick(ctx, t.Key.String())
+	picked, err := e.pulls.of(t.Key.Vhost).pick(ctx, t.Key.String())
 	for _, up := range picked {
 		if !slices.Contains(list, up) {
 			list = append(list, up)
@@ -238,10 +238,10 @@ const brief = 100 * time.Millisecond
 func (e *Edge) publishCandidates(ctx context.Context, t vhost.Target) ([]vhost.Upstream, error) {
 	list, _, err := e.candidates(ctx, t)
 	if errors.Is(err, errGone) { // a name that is free
-		list, err = e.pulls[t.Key.Vhost].pick(ctx, t.Key.String())
+		list, err = e.pulls.of(t.Key.Vhost).pick(ctx, t.Key.String())
 	}
 	list = slices.DeleteFunc(slices.Clone(list), func(u vhost.Upstream) bool { return u.Scheme != "rtmp" })
-	if e.origins != nil && len(e.pulls[t.Key.Vhost].list) == 0 {
+	if e.origins != nil && len(e.pulls.of(t.Key.Vhost).list) == 0 {
 		patience := time.Second
 		if errors.Is(err, discovery.ErrUnavailable) { // it has just been waited for
 			patience = brief

@@ -28,6 +28,36 @@ type upstreams struct {
 	turn     atomic.Uint64 // of round robin: one counter for the group, whatever the stream
 }
 
+// groups are the upstreams by vhost. Safe for concurrent use; the zero value has
+// none.
+type groups struct {
+	mu      sync.RWMutex
+	byVhost map[string]*upstreams // guarded by mu
+}
+
+// of returns the upstreams of a vhost, empty for one that there never was.
+func (g *groups) of(vhost string) *upstreams {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	if u := g.byVhost[vhost]; u != nil {
+		return u
+	}
+	return &upstreams{}
+}
+
+// replace takes new groups over. Those of vhosts that are not among them stay, for
+// the sessions of theirs that go on.
+func (g *groups) replace(now map[string]*upstreams) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for name, u := range g.byVhost {
+		if now[name] == nil {
+			now[name] = u
+		}
+	}
+	g.byVhost = now
+}
+
 // pick returns the addresses to be tried for a stream, best first. Ejected ones
 // come last: with nothing else left, a bad chance is better than none.
 func (u *upstreams) pick(ctx context.Context, key string) ([]vhost.Upstream, error) {

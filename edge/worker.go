@@ -85,6 +85,7 @@ func RunWorker(c *worker.Child, log *slog.Logger) error {
 		return err
 	}
 	shedder := admission.NewShedder(cfg.Admission, status, door, log, set)
+	var open *session.OpenDoor
 	source := admin.Source{
 		Metrics:  []*metrics.Set{set},
 		Streams:  func() []admin.StreamInfo { return e.Streams(door.Players) },
@@ -92,24 +93,55 @@ func RunWorker(c *worker.Child, log *slog.Logger) error {
 		Kick:     door.Kick,
 		Drain:    draining.Apply,
 		Load:     process.Exchange,
+		Configure: func(file []byte) error {
+			next := Default()
+			if err := configs.Parse("configuration of the node", file, &next); err != nil {
+				return err
+			}
+			e.SetVhosts(next.Vhosts)
+			open.SetLimits(next.Limits)
+			door.SetMaxSessions(next.Play.MaxSessions)
+			return nil
+		},
 	}
 
-	running, cancel := context.WithCancel(c.Context())
-	defer cancel()
-	g, ctx := errgroup.WithContext(running)
+	ctx, finish := context.WithCancel(c.Context())
+	defer finish()
+	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return process.Run(ctx) })
 	g.Go(func() error { return draining.Run(ctx) })
 	g.Go(func() error { return shedder.Run(ctx) })
-	g.Go(func() error { return serveSiblings(ctx, siblings, e, door, source) })
-	err = session.Door{
+	retired := make(chan net.Listener, 1)
+	open, err = session.Door{
 		Sessions: door, RTMP: c.Listeners[listenRTMP], HTTP: c.Listeners[listenHTTP],
 		RTMPS: c.Listeners[listenRTMPS], HTTPS: c.Listeners[listenHTTPS],
 		RTMPConfig: cfg.RTMP, HTTPConfig: cfg.HTTP, Limits: cfg.Limits, Log: log, Set: set,
 	}.Open(ctx, g)
 	if err != nil {
-		cancel()
+		finish()
 		return errors.Join(err, g.Wait())
 	}
+	g.Go(func() error { return serveSiblings(ctx, siblings, retired, siblingHandler(e, door, source)) })
+	g.Go(func() error {
+		select {
+		case <-c.Retire():
+		case <-ctx.Done():
+			return nil
+		}
+		open.Retire()
+		now := time.Now()
+		draining.Retire(drain.Order{Since: now, Until: now.Add(cfg.Supervision.RollGrace)})
+		siblings.Close() // its connections stay
+		l, err := c.Retired(log)
+		if err != nil {
+			return err
+		}
+		retired <- l
+		log.Info("worker retires", "sessions", len(door.Sessions()), "connections", open.Connections(), "grace", cfg.Supervision.RollGrace.String())
+		empty(ctx, open.Connections, now.Add(cfg.Supervision.RollGrace))
+		finish()
+		return nil
+	})
 	c.Ready()
 	return g.Wait()
 }
@@ -118,6 +150,22 @@ func RunWorker(c *worker.Child, log *slog.Logger) error {
 func placer(d discovery.Remote) admission.Placer {
 	p, _ := d.(admission.Placer)
 	return p
+}
+
+// emptyEvery is how often a worker that retires looks whether it is done.
+const emptyEvery = 100 * time.Millisecond
+
+// empty returns when nothing is left, or at the deadline, or when ctx ends.
+func empty(ctx context.Context, left func() int, deadline time.Time) {
+	tick := time.NewTicker(emptyEvery)
+	defer tick.Stop()
+	for left() > 0 && time.Now().Before(deadline) {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // openDirectory returns the discovery of an edge's configuration, nil if it has
@@ -141,17 +189,32 @@ func self(cfg Config, rtmp, http net.Addr) discovery.Self {
 	}
 }
 
-// serveSiblings answers the supervisor and the other workers of the node.
-func serveSiblings(ctx context.Context, l net.Listener, e *Edge, door *session.Server, source admin.Source) error {
+// siblingHandler answers the supervisor and the other workers of the node.
+func siblingHandler(e *Edge, door *session.Server, source admin.Source) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/_weir/", admin.WorkerHandler(source))
 	mux.HandleFunc(session.WorkerFLVPath, door.ServeWorkerFLV)
 	mux.HandleFunc(workerHLSPath, e.serveWorkerHLS)
 	mux.HandleFunc(workerAlivePath, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
-	s := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10}
+	return mux
+}
+
+// serveSiblings serves on l until ctx ends, or until l is closed and then on the one
+// that comes after it.
+func serveSiblings(ctx context.Context, l net.Listener, next <-chan net.Listener, h http.Handler) error {
+	s := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10}
 	stop := context.AfterFunc(ctx, func() { s.Close() })
 	defer stop()
-	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	err := s.Serve(l)
+	if errors.Is(err, net.ErrClosed) && ctx.Err() == nil {
+		select {
+		case l := <-next:
+			err = s.Serve(l)
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	if !errors.Is(err, http.ErrServerClosed) && ctx.Err() == nil {
 		return fmt.Errorf("serve the other workers: %w", err)
 	}
 	return nil

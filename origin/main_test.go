@@ -103,7 +103,7 @@ func startWith(t testing.TB, name string, cfg Config, dir discovery.Directory, b
 	ctx, cancel := context.WithCancel(context.Background())
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.holder.Run(ctx) })
-	err := session.Door{
+	_, err := session.Door{
 		Sessions: s.door, RTMP: rl, HTTP: hl, HTTPConfig: cfg.HTTP, Limits: cfg.Limits, Log: log, Set: s.set,
 	}.Open(ctx, g)
 	if err != nil {

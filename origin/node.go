@@ -20,6 +20,7 @@ import (
 	"weir/internal/drain"
 	"weir/internal/load"
 	"weir/internal/node"
+	"weir/internal/reload"
 	"weir/internal/session"
 )
 
@@ -32,6 +33,11 @@ type NodeOptions struct {
 	// Terminate, if not nil, makes the node drain when it is closed, and end when
 	// its sessions have.
 	Terminate <-chan struct{}
+	// File is the configuration file as it was read. Read reads it again, for a
+	// reload, which Reload asks for. All may be nil.
+	File   []byte
+	Read   func() (file []byte, name string, err error)
+	Reload <-chan struct{}
 }
 
 // Run runs an origin until ctx ends, which ends all sessions at once, or it has
@@ -131,12 +137,27 @@ func Run(ctx context.Context, cfg Config, opt NodeOptions) error {
 	ctx, finish := context.WithCancel(ctx)
 	defer finish()
 	g, ctx := errgroup.WithContext(ctx)
+	var adminListener net.Listener
 	if cfg.Admin.Listen != "" {
-		l, err := node.Listen(ctx, "admin.listen", cfg.Admin.Listen)
-		if err != nil {
+		if adminListener, err = node.Listen(ctx, "admin.listen", cfg.Admin.Listen); err != nil {
 			return err
 		}
-		addresses["admin"] = l.Addr().String()
+		addresses["admin"] = adminListener.Addr().String()
+	}
+	open, err := session.Door{
+		Sessions: door, RTMP: rtmp, HTTP: http, RTMPS: rtmps, HTTPS: https,
+		RTMPConfig: cfg.RTMP, HTTPConfig: cfg.HTTP, Limits: cfg.Limits, Log: log, Set: set,
+		Other:     func(r *fasthttp.RequestCtx) bool { return answerClusters(ctx, r, holder.Own) },
+		OtherPost: []string{discovery.ClustersPath}, // as SRS asks
+	}.Open(ctx, g)
+	if err != nil {
+		finish()
+		return errors.Join(err, g.Wait())
+	}
+	change := &reloader{running: cfg, origin: o, door: door, open: open, drained: drained}
+	reloads := reload.New(reload.Options{File: opt.File, Read: opt.Read, Apply: change.apply, Log: log, Set: set})
+	g.Go(func() error { return reloads.Serve(ctx, opt.Reload) })
+	if l := adminListener; l != nil {
 		server := admin.New(admin.Options{
 			Config: cfg.Admin,
 			Node: admin.NodeInfo{
@@ -153,6 +174,7 @@ func Run(ctx context.Context, cfg Config, opt NodeOptions) error {
 			},
 			Checks: []admin.Check{{Name: "discovery", Func: func(context.Context) error { return holder.Err() }}},
 			Drain:  drained,
+			Reload: reloads,
 			Log:    log,
 		})
 		g.Go(func() error { return server.Serve(ctx, l) })
@@ -164,16 +186,6 @@ func Run(ctx context.Context, cfg Config, opt NodeOptions) error {
 	g.Go(func() error { return drained.Run(ctx) })
 	g.Go(func() error { return drained.EndAfter(ctx, opt.Terminate, finish) })
 	g.Go(func() error { return holder.Run(ctx) })
-	err = session.Door{
-		Sessions: door, RTMP: rtmp, HTTP: http, RTMPS: rtmps, HTTPS: https,
-		RTMPConfig: cfg.RTMP, HTTPConfig: cfg.HTTP, Limits: cfg.Limits, Log: log, Set: set,
-		Other:     func(r *fasthttp.RequestCtx) bool { return answerClusters(ctx, r, holder.Own) },
-		OtherPost: []string{discovery.ClustersPath}, // as SRS asks
-	}.Open(ctx, g)
-	if err != nil {
-		finish()
-		return errors.Join(err, g.Wait())
-	}
 	said := []any{"advertised_rtmp", addr.RTMP, "advertised_http", addr.HTTP}
 	for _, name := range slices.Sorted(maps.Keys(addresses)) {
 		said = append(said, name, addresses[name])

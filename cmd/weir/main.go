@@ -104,7 +104,7 @@ func newApp(child *worker.Child, stdout, stderr io.Writer) *cli.App {
 			clusterCommand(),
 			originCommand(child), edgeCommand(child), discoveryCommand(child),
 			checkCommand(),
-			drainCommand(), undrainCommand(),
+			drainCommand(), undrainCommand(), reloadCommand(),
 			pushCommand(), pullCommand(), benchCommand(), simulateCommand(),
 			versionCommand(),
 			workerCommand(child), floorCommand(),

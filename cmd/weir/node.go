@@ -58,7 +58,6 @@ func nodeCommand(child *worker.Child, role, about string, serve func(ctx context
 			} else if got != role {
 				return usage("%s: role: is %s, but the command is weir %s", name, got, role)
 			}
-			defer sayNoReload(log)()
 			return serve(ctx, c, file, name, log, ready)
 		},
 	}
@@ -66,14 +65,19 @@ func nodeCommand(child *worker.Child, role, about string, serve func(ctx context
 
 func originCommand(child *worker.Child) *cli.Command {
 	return nodeCommand(child, "origin", "run an origin: takes publishers and owns their streams",
-		func(ctx context.Context, _ *cli.Context, file []byte, name string, log *slog.Logger, ready func()) error {
+		func(ctx context.Context, c *cli.Context, file []byte, name string, log *slog.Logger, ready func()) error {
 			cfg := origin.Default()
 			if err := configs.Parse(name, file, &cfg); err != nil {
 				return fail(exitUsage, err)
 			}
 			ctx, terminate, stop := drainOnTerminate(ctx, child, log)
 			defer stop()
-			return origin.Run(ctx, cfg, origin.NodeOptions{Version: versionText(), Log: log, Ready: ready, Terminate: terminate})
+			hangup, unhook := onHangup()
+			defer unhook()
+			return origin.Run(ctx, cfg, origin.NodeOptions{
+				File: file, Version: versionText(), Log: log, Ready: ready, Terminate: terminate,
+				Read: rereader(c, child), Reload: hangup,
+			})
 		})
 }
 
@@ -86,9 +90,11 @@ func edgeCommand(child *worker.Child) *cli.Command {
 			}
 			ctx, terminate, stop := drainOnTerminate(ctx, child, log)
 			defer stop()
+			hangup, unhook := onHangup()
+			defer unhook()
 			return edge.Run(ctx, cfg, edge.NodeOptions{
 				File: file, WorkerArgs: []string{workerName}, WorkerEnv: logEnvironment(c), Version: versionText(), Log: log, Ready: ready,
-				Terminate: terminate,
+				Terminate: terminate, Read: rereader(c, child), Reload: hangup,
 			})
 		})
 }
@@ -133,27 +139,42 @@ func drainOnTerminate(ctx context.Context, child *worker.Child, log *slog.Logger
 	}
 }
 
-// sayNoReload keeps SIGHUP, by which operators reload other servers, from ending a
-// node. The function that it returns ends that.
-func sayNoReload(log *slog.Logger) (stop func()) {
-	asked := make(chan os.Signal, 1)
-	signal.Notify(asked, syscall.SIGHUP)
-	done := make(chan struct{})
+// onHangup returns a channel that gets something for each SIGHUP, by which operators
+// reload servers. The caller calls stop at its end.
+func onHangup() (asked <-chan struct{}, stop func()) {
+	signals, told, done := make(chan os.Signal, 1), make(chan struct{}, 1), make(chan struct{})
+	signal.Notify(signals, syscall.SIGHUP)
 	var running sync.WaitGroup
 	running.Go(func() {
 		for {
 			select {
-			case <-asked:
-				log.Warn("SIGHUP: reloading the configuration is not supported yet; restart the node")
+			case <-signals:
+				select {
+				case told <- struct{}{}:
+				default: // one is due already, and will read the same file
+				}
 			case <-done:
 				return
 			}
 		}
 	})
-	return func() {
-		signal.Stop(asked)
+	return told, func() {
+		signal.Stop(signals)
 		close(done)
 		running.Wait()
+	}
+}
+
+// rereader returns a function that reads the configuration file again, nil if there
+// is none that could be: defaults, a supervisor's, or a pipe.
+func rereader(c *cli.Context, child *worker.Child) func() ([]byte, string, error) {
+	name := c.String("config")
+	if info, err := os.Stat(name); child != nil || err != nil || !info.Mode().IsRegular() {
+		return nil
+	}
+	return func() ([]byte, string, error) {
+		file, err := configs.Read(name)
+		return file, name, err
 	}
 }
 
@@ -199,6 +220,7 @@ func discoveryCommand(child *worker.Child) *cli.Command {
 			if err := configs.Parse(name, file, &cfg); err != nil {
 				return fail(exitUsage, err)
 			}
+			signal.Ignore(syscall.SIGHUP) // its few keys need a restart, which costs nobody anything
 			var l net.Listener
 			if child != nil {
 				l = child.Listeners[discoveryListener]

@@ -76,7 +76,7 @@ func drainWishes(q url.Values) (deadline *time.Duration, rate *float64, err erro
 func DrainWorkers(list func() []WorkerInfo, dial func(ctx context.Context, index int) (net.Conn, error)) func(context.Context, *drain.Order) (drain.Progress, error) {
 	w := newWorkers(list, dial)
 	return func(ctx context.Context, o *drain.Order) (drain.Progress, error) {
-		ready := slices.DeleteFunc(w.list(), func(i WorkerInfo) bool { return i.State != workerReady })
+		ready := slices.DeleteFunc(w.list(), func(i WorkerInfo) bool { return i.State != workerReady && i.State != workerRetiring })
 		share := o
 		if o != nil && o.KickRate > 0 {
 			share = &drain.Order{Since: o.Since, Until: o.Until, KickRate: o.KickRate / float64(max(len(ready), 1))}
@@ -91,7 +91,7 @@ func DrainWorkers(list func() []WorkerInfo, dial func(ctx context.Context, index
 			var p drain.Progress
 			err := a.err
 			if err == nil && a.status != http.StatusOK {
-				err = fmt.Errorf("ask worker %d: HTTP status %d", a.index, a.status)
+				err = fmt.Errorf("ask worker %s: HTTP status %d", a.name, a.status)
 			}
 			if err == nil {
 				err = json.Unmarshal(a.body, &p)
@@ -101,6 +101,3 @@ func DrainWorkers(list func() []WorkerInfo, dial func(ctx context.Context, index
 		return sum, errors.Join(errs...)
 	}
 }
-
-// workerReady is the state of a worker that answers.
-const workerReady = "ready"

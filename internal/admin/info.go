@@ -1,6 +1,10 @@
 package admin
 
-import "time"
+import (
+	"fmt"
+	"strconv"
+	"time"
+)
 
 // NodeInfo says what a node is. It does not change while the node runs.
 type NodeInfo struct {
@@ -22,8 +26,8 @@ type NodeInfo struct {
 type WorkerInfo struct {
 	// Index is the number of the worker, from 0.
 	Index int `json:"index"`
-	// State is "starting", "ready", "stopping", "restarting", "failed" or
-	// "stopped".
+	// State is "starting", "ready", "stopping", "restarting", "failed", "stopped"
+	// or, of one that another has taken the place of, "retiring".
 	State string `json:"state"`
 	// PID is its process, 0 while there is none.
 	PID int `json:"pid"`
@@ -33,7 +37,23 @@ type WorkerInfo struct {
 	StartedAt time.Time `json:"started_at"`
 	// LastExit says how its last process ended; empty if none has.
 	LastExit string `json:"last_exit,omitempty"`
+	// Sibling is what DialWorker finds it by.
+	Sibling int `json:"-"`
 }
+
+// name tells a worker from all others, those that retire included.
+func (i *WorkerInfo) name() string {
+	if i.State == workerRetiring {
+		return fmt.Sprintf("%d-%d", i.Index, i.PID)
+	}
+	return strconv.Itoa(i.Index)
+}
+
+// States of workers that answer.
+const (
+	workerReady    = "ready"
+	workerRetiring = "retiring"
+)
 
 // StreamInfo is one stream as one process sees it.
 type StreamInfo struct {

@@ -26,6 +26,7 @@ import (
 
 	"weir/internal/drain"
 	"weir/internal/load"
+	"weir/internal/reload"
 )
 
 // Limits of the server. They bound what a client can hold, not what it may
@@ -72,6 +73,8 @@ type Options struct {
 	// Drain, if not nil, is what POST, GET and DELETE of /api/v1/drain act on, and
 	// one of the conditions of readiness.
 	Drain *drain.Node
+	// Reload, if not nil, is what POST and GET of /api/v1/reload act on.
+	Reload *reload.Node
 	// Log gets warnings. Required.
 	Log *slog.Logger
 }
@@ -107,6 +110,9 @@ func New(o Options) *Server {
 	if o.Drain != nil {
 		s.Checks = append(slices.Clone(s.Checks), Check{Name: "drain", Func: o.Drain.CheckReady})
 		guarded("/api/v1/drain", only(s.drain, http.MethodGet, http.MethodHead, http.MethodPost, http.MethodDelete))
+	}
+	if o.Reload != nil {
+		guarded("/api/v1/reload", only(s.reload, http.MethodGet, http.MethodHead, http.MethodPost))
 	}
 	guarded("/{$}", get(overview()))
 	guarded("/", http.HandlerFunc(notFound))
@@ -224,10 +230,10 @@ func (s *Server) metrics(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	for _, a := range s.workers.ask(r.Context(), http.MethodGet, workerMetrics) {
-		worker := fmt.Sprint(a.index)
+		worker := a.name
 		err := a.err
 		if err == nil && a.status != http.StatusOK {
-			err = fmt.Errorf("ask worker %d: HTTP status %d", a.index, a.status)
+			err = fmt.Errorf("ask worker %s: HTTP status %d", a.name, a.status)
 		}
 		if err == nil {
 			err = m.add(worker, a.body)
@@ -235,7 +241,7 @@ func (s *Server) metrics(w http.ResponseWriter, r *http.Request) {
 		up := 1.0
 		if err != nil {
 			up = 0
-			s.Log.Warn("metrics of a worker are missing", "worker", a.index, "error", err)
+			s.Log.Warn("metrics of a worker are missing", "worker", a.name, "error", err)
 		}
 		m.family("weir_worker_up").kind = "gauge"
 		m.addSample(sample{"weir_worker_up", []label{{"worker", worker}}, up}, "")
@@ -315,7 +321,7 @@ func (s *Server) kick(w http.ResponseWriter, r *http.Request) {
 			w.WriteHeader(http.StatusNoContent)
 			return
 		case a.status != http.StatusNotFound:
-			missing = append(missing, fmt.Sprintf("ask worker %d: HTTP status %d", a.index, a.status))
+			missing = append(missing, fmt.Sprintf("ask worker %s: HTTP status %d", a.name, a.status))
 		}
 	}
 	if missing != nil {

@@ -111,7 +111,7 @@ type fakeWorker struct {
 func worker(t *testing.T, index int, session string, handler http.Handler) *fakeWorker {
 	t.Helper()
 	w := &fakeWorker{
-		info:    WorkerInfo{Index: index, State: "ready", PID: 1000 + index},
+		info:    WorkerInfo{Index: index, Sibling: index, State: "ready", PID: 1000 + index},
 		address: filepath.Join(t.TempDir(), "socket"),
 		set:     metrics.NewSet(),
 	}
@@ -167,7 +167,7 @@ func supervise(workers ...*fakeWorker) Options {
 
 // dead is a worker whose socket is gone.
 func dead(index int) *fakeWorker {
-	return &fakeWorker{info: WorkerInfo{Index: index, State: "restarting"}, address: "/nonexistent/socket"}
+	return &fakeWorker{info: WorkerInfo{Index: index, Sibling: index, State: "restarting"}, address: "/nonexistent/socket"}
 }
 
 func TestHealthAndReadiness(t *testing.T) {

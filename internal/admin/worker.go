@@ -16,6 +16,7 @@ import (
 
 	"github.com/VictoriaMetrics/metrics"
 
+	"weir/configs"
 	"weir/internal/drain"
 	"weir/internal/load"
 )
@@ -31,6 +32,9 @@ type Source struct {
 	Sessions func() []SessionInfo
 	// Kick ends the session that has the ID and says whether there was one.
 	Kick func(id string) bool
+	// Configure puts a configuration file in force, or returns what is wrong. Only
+	// a worker has it.
+	Configure func(file []byte) error
 	// Drain makes an order the one in force; see drain.Process.Apply. Only a
 	// worker has it.
 	Drain func(o *drain.Order) drain.Progress
@@ -67,6 +71,7 @@ const (
 	workerStreams  = workerPrefix + "streams"
 	workerSessions = workerPrefix + "sessions"
 	workerDrain    = workerPrefix + "drain"
+	workerConfig   = workerPrefix + "config"
 	workerLoad     = workerPrefix + "load"
 )
 
@@ -120,6 +125,21 @@ func WorkerHandler(source Source) http.Handler {
 		}
 		writeError(w, http.StatusServiceUnavailable, "not measured yet")
 	}, http.MethodPut))
+	mux.Handle(workerConfig, only(func(w http.ResponseWriter, r *http.Request) {
+		if source.Configure == nil {
+			writeError(w, http.StatusNotFound, "nothing can be configured here")
+			return
+		}
+		file, err := io.ReadAll(http.MaxBytesReader(w, r.Body, configs.MaxFileSize))
+		if err == nil {
+			err = source.Configure(file)
+		}
+		if err != nil {
+			writeError(w, http.StatusBadRequest, err.Error())
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
+	}, http.MethodPut))
 	mux.HandleFunc("/", notFound)
 	return mux
 }
@@ -167,6 +187,7 @@ func newWorkers(list func() []WorkerInfo, dial func(ctx context.Context, index i
 // answer is what one worker said.
 type answer struct {
 	index  int
+	name   string
 	status int
 	body   []byte
 	err    error
@@ -185,10 +206,10 @@ func (w *workers) askThese(ctx context.Context, list []WorkerInfo, method, path 
 	for i, worker := range list {
 		asking.Go(func() {
 			a := &answers[i]
-			a.index = worker.Index
-			a.status, a.body, a.err = w.askOne(ctx, method, worker.Index, path, body)
+			a.index, a.name = worker.Index, worker.name()
+			a.status, a.body, a.err = w.askOne(ctx, method, worker.Sibling, path, body)
 			if a.err != nil {
-				a.err = fmt.Errorf("ask worker %d: %w", a.index, a.err)
+				a.err = fmt.Errorf("ask worker %s: %w", a.name, a.err)
 			}
 		})
 	}
@@ -227,11 +248,11 @@ func collect[T any](ctx context.Context, w *workers, path string, set func(item 
 		var items []T
 		err := a.err
 		if err == nil && a.status != http.StatusOK {
-			err = fmt.Errorf("ask worker %d: HTTP status %d", a.index, a.status)
+			err = fmt.Errorf("ask worker %s: HTTP status %d", a.name, a.status)
 		}
 		if err == nil {
 			if err = json.Unmarshal(a.body, &items); err != nil {
-				err = fmt.Errorf("read answer of worker %d: %w", a.index, err)
+				err = fmt.Errorf("read answer of worker %s: %w", a.name, err)
 			}
 		}
 		if err != nil {

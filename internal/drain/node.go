@@ -60,6 +60,7 @@ type Node struct {
 	opt Options
 
 	mu      sync.Mutex
+	cfg     Config        // guarded by mu
 	order   *Order        // guarded by mu; nil: serving
 	told    bool          // guarded by mu; order is announced
 	owed    bool          // guarded by mu; not all processes know the order
@@ -79,7 +80,7 @@ type sample struct {
 
 // NewNode returns a node that serves. Run must run for it to drain.
 func NewNode(o Options) *Node {
-	n := &Node{opt: o, changed: make(chan struct{}), wake: make(chan struct{}, 1)}
+	n := &Node{opt: o, cfg: o.Config, changed: make(chan struct{}), wake: make(chan struct{}, 1)}
 	if o.Set != nil {
 		o.Set.NewGauge("weir_draining", func() float64 {
 			if n.Draining() {
@@ -98,7 +99,9 @@ var ErrBadOrder = errors.New("bad order to drain")
 // second (0: evenly). nil takes the configuration's. A node that drains already
 // goes on with the new deadline and rate. why is for the log.
 func (n *Node) Start(deadline *time.Duration, kickRate *float64, why string) (Status, error) {
-	d, rate := n.opt.Config.Deadline, n.opt.Config.KickRate
+	n.mu.Lock()
+	d, rate := n.cfg.Deadline, n.cfg.KickRate
+	n.mu.Unlock()
 	if deadline != nil {
 		d = *deadline
 	}
@@ -136,6 +139,13 @@ func (n *Node) Undrain() Status {
 		n.poke()
 	}
 	return n.Status()
+}
+
+// SetConfig makes another configuration count for drains to come.
+func (n *Node) SetConfig(c Config) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.cfg = c
 }
 
 func (n *Node) poke() {

@@ -71,6 +71,7 @@ type Process struct {
 	met      processMetrics
 
 	mu      sync.Mutex
+	final   bool          // guarded by mu; order may only be hastened
 	order   *Order        // guarded by mu; nil: serve
 	moved   int           // guarded by mu; of this drain
 	cut     int           // guarded by mu
@@ -103,6 +104,9 @@ func (p *Process) Draining() bool {
 // the process has come. The order in force may be given again.
 func (p *Process) Apply(o *Order) Progress {
 	p.mu.Lock()
+	if p.final && (o == nil || !o.Until.Before(p.order.Until)) {
+		o = p.order
+	}
 	if same := o == nil && p.order == nil || o != nil && p.order != nil && o.equal(*p.order); !same {
 		if p.order == nil {
 			p.moved, p.cut = 0, 0
@@ -115,6 +119,15 @@ func (p *Process) Apply(o *Order) Progress {
 	p.mu.Unlock()
 	players, publishers := p.sessions.Census()
 	return Progress{Players: players, Publishers: publishers, Moved: moved, Cut: cut}
+}
+
+// Retire gives the last order: nothing takes it back, only an earlier deadline
+// counts.
+func (p *Process) Retire(o Order) {
+	p.Apply(&o)
+	p.mu.Lock()
+	p.final = true
+	p.mu.Unlock()
 }
 
 // inForce returns the order, and what is closed when there is another.

@@ -36,6 +36,8 @@ type Server struct {
 	log     *slog.Logger
 	http    *fasthttp.Server
 
+	retired atomic.Bool // connections get one more answer
+
 	open  atomic.Int64 // connections
 	taken atomic.Int64 // of which were taken over
 
@@ -215,7 +217,7 @@ func (s *Server) connState(conn net.Conn, state fasthttp.ConnState) {
 func (s *Server) serveRequest(ctx *fasthttp.RequestCtx) {
 	s.handle(ctx)
 	s.decorate(ctx)
-	if c, ok := ctx.Conn().(member); ok && c.rec().run.isClosing() {
+	if c, ok := ctx.Conn().(member); ok && (s.retired.Load() || c.rec().run.isClosing()) {
 		ctx.SetConnectionClose()
 	}
 	s.countRequest(ctx.Response.StatusCode())
@@ -250,6 +252,9 @@ func (s *Server) AllowPost(path string) {
 	}
 	s.posts[path] = true
 }
+
+// Retire makes the answer to each request the last one on its connection.
+func (s *Server) Retire() { s.retired.Store(true) }
 
 // Error answers a request with a status and a short text body of one line, not
 // to be cached. What the handler had prepared is dropped.

@@ -83,13 +83,10 @@ const addressShards = 32
 // bounded by what is open: an address without connections is not remembered.
 // Its methods are safe for concurrent use.
 type Gate struct {
-	// Static after construction.
-	total      int64
-	perAddress int
-	exempt     []Prefix
+	limits atomic.Pointer[Config]
 
 	open      atomic.Int64
-	addresses [addressShards]addressShard // unused without a limit per address
+	addresses [addressShards]addressShard // of those that came under a limit per address
 
 	accepted          *metrics.Counter
 	refusedTotal      *metrics.Counter
@@ -110,20 +107,21 @@ func NewGate(cfg Config, name string, set *metrics.Set) *Gate {
 		return fmt.Sprintf("%s{listener=%q%s}", metric, name, labels)
 	}
 	g := &Gate{
-		total:             int64(cfg.MaxConnections),
-		perAddress:        cfg.MaxConnectionsPerAddress,
-		exempt:            cfg.Exempt,
 		accepted:          set.GetOrCreateCounter(label("weir_connections_accepted_total", "")),
 		refusedTotal:      set.GetOrCreateCounter(label("weir_connections_refused_total", `,reason="too_many_connections"`)),
 		refusedPerAddress: set.GetOrCreateCounter(label("weir_connections_refused_total", `,reason="too_many_per_address"`)),
 		acceptErrors:      set.GetOrCreateCounter(label("weir_accept_errors_total", "")),
 	}
+	g.SetLimits(cfg)
 	for i := range g.addresses {
 		g.addresses[i].open = map[netip.Addr]int{}
 	}
 	set.GetOrCreateGauge(label("weir_connections", ""), func() float64 { return float64(g.Open()) })
 	return g
 }
+
+// SetLimits makes other limits count for what comes. What is open stays.
+func (g *Gate) SetLimits(cfg Config) { g.limits.Store(&cfg) }
 
 // Open returns how many are open now.
 func (g *Gate) Open() int { return int(g.open.Load()) }
@@ -134,13 +132,14 @@ func (g *Gate) Open() int { return int(g.open.Load()) }
 // the place back; further calls of it do nothing.
 func (g *Gate) Acquire(remote netip.Addr) (release func(), err error) {
 	remote = remote.Unmap()
-	exempt := g.isExempt(remote)
-	if n := g.open.Add(1); !exempt && g.total > 0 && n > g.total {
+	limits := g.limits.Load()
+	exempt := limits.isExempt(remote)
+	if n := g.open.Add(1); !exempt && limits.MaxConnections > 0 && n > int64(limits.MaxConnections) {
 		g.open.Add(-1)
 		g.refusedTotal.Inc()
 		return nil, ErrTooManyConnections
 	}
-	if exempt || g.perAddress == 0 || !remote.IsValid() {
+	if exempt || limits.MaxConnectionsPerAddress == 0 || !remote.IsValid() {
 		g.accepted.Inc()
 		var once atomic.Bool
 		return func() {
@@ -156,7 +155,7 @@ func (g *Gate) Acquire(remote netip.Addr) (release func(), err error) {
 	}
 	shard := g.shard(remote)
 	shard.mu.Lock()
-	if shard.open[remote] >= g.perAddress {
+	if shard.open[remote] >= limits.MaxConnectionsPerAddress {
 		shard.mu.Unlock()
 		g.open.Add(-1)
 		g.refusedPerAddress.Inc()
@@ -179,8 +178,8 @@ func (g *Gate) Acquire(remote netip.Addr) (release func(), err error) {
 	}, nil
 }
 
-func (g *Gate) isExempt(remote netip.Addr) bool {
-	for _, p := range g.exempt {
+func (c *Config) isExempt(remote netip.Addr) bool {
+	for _, p := range c.Exempt {
 		if p.Contains(remote) {
 			return true
 		}

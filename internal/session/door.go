@@ -38,7 +38,17 @@ type Door struct {
 // Open serves the listeners until ctx ends or one of them fails, which ends
 // all of g. Then the sessions end, and new ones are refused until the listeners
 // are closed. An error comes before anything was begun; it is about a certificate.
-func (d Door) Open(ctx context.Context, g *errgroup.Group) error {
+func (d Door) Open(ctx context.Context, g *errgroup.Group) (*OpenDoor, error) {
+	open := new(OpenDoor)
+	retirable := func(l net.Listener) net.Listener {
+		if l == nil {
+			return nil
+		}
+		r := newRetirable(l)
+		open.listeners = append(open.listeners, r)
+		return r
+	}
+	d.RTMP, d.HTTP, d.RTMPS, d.HTTPS = retirable(d.RTMP), retirable(d.HTTP), retirable(d.RTMPS), retirable(d.HTTPS)
 	var publishers, players *secure.Server
 	for _, door := range []struct {
 		to  **secure.Server
@@ -51,7 +61,7 @@ func (d Door) Open(ctx context.Context, g *errgroup.Group) error {
 		}
 		s, err := secure.New(door.cfg, door.way, d.Log, d.Set)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		*door.to = s
 	}
@@ -84,7 +94,8 @@ func (d Door) Open(ctx context.Context, g *errgroup.Group) error {
 		d.Sessions.Stop()
 		return nil
 	})
-	return nil
+	open.gate, open.web = gate, web
+	return open, nil
 }
 
 // openRTMP serves publishers and players over RTMP on a listener.

@@ -246,7 +246,7 @@ func start(t *testing.T, change func(o *Options, d *Door)) *testNode {
 	d.Sessions = n.sessions
 	ctx, cancel := context.WithCancel(context.Background())
 	g, ctx := errgroup.WithContext(ctx)
-	if err := d.Open(ctx, g); err != nil {
+	if _, err := d.Open(ctx, g); err != nil {
 		t.Fatal(err)
 	}
 

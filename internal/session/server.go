@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
@@ -52,6 +53,8 @@ type Server struct {
 	engine *fanout.Engine
 	tidy   *tidy
 
+	maxSessions atomic.Int64
+
 	ctx  context.Context // ends with Stop
 	stop context.CancelFunc
 }
@@ -78,6 +81,7 @@ func New(o Options) *Server {
 	})
 	o.Set.NewGauge("weir_slow_players", func() float64 { n, _ := s.engine.Slow(); return float64(n) })
 	o.Set.NewGauge("weir_slow_bytes", func() float64 { _, n := s.engine.Slow(); return float64(n) })
+	s.SetMaxSessions(o.Config.MaxSessions)
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	return s
 }
@@ -111,6 +115,9 @@ func (s *Server) admitted(ctx context.Context, n Newcomer) error {
 	return s.opt.Admit(ctx, n)
 }
 
+// SetMaxSessions makes another play.max_sessions count for those who come.
+func (s *Server) SetMaxSessions(n int) { s.maxSessions.Store(int64(n)) }
+
 // Stop ends all sessions, refuses new ones, and waits for the players' ends.
 func (s *Server) Stop() {
 	s.stop()
@@ -128,7 +135,7 @@ func (s *Server) context(parent context.Context) (context.Context, context.Cance
 
 func (s *Server) bounds(v *vhost.Vhost) bounds {
 	return bounds{
-		sessions:        s.opt.Config.MaxSessions,
+		sessions:        int(s.maxSessions.Load()),
 		players:         v.Config.Play.MaxPlayers,
 		playersOfStream: v.Config.Play.MaxPlayersPerStream,
 	}

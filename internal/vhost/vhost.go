@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"weir/configs"
 )
@@ -21,9 +22,13 @@ type Vhost struct {
 	Config Config
 }
 
-// Table resolves requests to tenants. It never changes and is safe for
-// concurrent use.
+// Table resolves requests to tenants. Safe for concurrent use.
 type Table struct {
+	now atomic.Pointer[tenants]
+}
+
+// tenants are those of one configuration. They never change.
+type tenants struct {
 	byHost map[string]*Vhost // names and aliases as lookedUp has them
 	def    *Vhost
 }
@@ -77,7 +82,15 @@ func lookedUp(host string) string { return strings.ToLower(strings.TrimSuffix(ho
 // NewTable builds the table of a validated section. The default vhost is added
 // if it is not there.
 func NewTable(v Vhosts) *Table {
-	t := &Table{byHost: map[string]*Vhost{}}
+	t := new(Table)
+	t.Replace(v)
+	return t
+}
+
+// Replace makes a validated section the one in force for requests to come. Targets
+// that were resolved before keep what they have.
+func (table *Table) Replace(v Vhosts) {
+	t := &tenants{byHost: map[string]*Vhost{}}
 	for name, c := range v {
 		h := &Vhost{Name: name, Config: c}
 		t.byHost[lookedUp(name)] = h
@@ -89,14 +102,14 @@ func NewTable(v Vhosts) *Table {
 		t.def = &Vhost{Name: DefaultName, Config: Default()}
 		t.byHost[lookedUp(DefaultName)] = t.def
 	}
-	return t
+	table.now.Store(t)
 }
 
 // All returns the vhosts, each once, in no order.
 func (t *Table) All() []*Vhost {
 	seen := map[*Vhost]bool{}
 	var all []*Vhost
-	for _, h := range t.byHost {
+	for _, h := range t.now.Load().byHost {
 		if !seen[h] {
 			seen[h] = true
 			all = append(all, h)
@@ -110,7 +123,7 @@ var ErrUnknown = errors.New("vhost is not configured")
 
 // Find returns the vhost of that name or alias.
 func (t *Table) Find(name string) (*Vhost, error) {
-	if h := t.byHost[lookedUp(name)]; h != nil {
+	if h := t.now.Load().byHost[lookedUp(name)]; h != nil {
 		return h, nil
 	}
 	return nil, fmt.Errorf("%w: %q", ErrUnknown, name)
@@ -182,9 +195,9 @@ func (t *Table) resolve(path, host, query string) (Target, error) {
 		return Target{}, err
 	}
 	query = canonicalQuery(query)
-	h := t.byHost[lookedUp(host)]
+	h := t.now.Load().byHost[lookedUp(host)]
 	if h == nil {
-		h = t.def
+		h = t.now.Load().def
 	}
 	if named, _ := queryVhost(query); named != "" {
 		if h, err = t.Find(named); err != nil {

@@ -48,7 +48,8 @@ type handover struct {
 	// and whose write end only the supervisor has: it ends when the supervisor
 	// does, however it dies.
 	LifelineFD int `json:"lifeline_fd"`
-	// ReadyFD is the write end of a pipe. One byte means ready.
+	// ReadyFD is the write end of a pipe. The first byte means ready, the second
+	// retired.
 	ReadyFD int `json:"ready_fd"`
 	// ListenerFDs are listening sockets by the names of their addresses.
 	ListenerFDs map[string]int `json:"listener_fds,omitempty"`
@@ -114,9 +115,11 @@ type Child struct {
 	closed   chan struct{} // closed by Close
 	running  sync.WaitGroup
 
-	// Guarded by readyOnce.
-	readyOnce sync.Once
-	ready     *os.File
+	retire chan os.Signal // SIGUSR1
+
+	mu      sync.Mutex
+	ready   *os.File // guarded by mu; nil when it is closed
+	isReady bool     // guarded by mu
 }
 
 // Inherit takes over what the supervisor handed to this process, or returns
@@ -124,7 +127,8 @@ type Child struct {
 //
 // From then on SIGINT and SIGHUP are ignored: a terminal sends them to the
 // whole group of processes, and what they mean is the supervisor's to decide.
-// (A process that wants SIGHUP calls signal.Notify after Inherit.) SIGTERM and
+// (A process that wants SIGHUP calls signal.Notify after Inherit.) SIGUSR1 is how
+// the supervisor asks to retire; see Child.Retire. SIGTERM and
 // the death of the supervisor end the Child's context. A process that still
 // runs Config.StopGrace after its supervisor's death kills itself.
 //
@@ -183,10 +187,11 @@ func inherit(text []byte) (_ *Child, err error) {
 	}
 	c.lifeline = inheritedFile(h.LifelineFD, "lifeline")
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
-	c.signals = make(chan os.Signal, 1)
+	c.signals, c.retire = make(chan os.Signal, 1), make(chan os.Signal, 1)
 	c.closed = make(chan struct{})
 	signal.Ignore(syscall.SIGINT, syscall.SIGHUP)
 	signal.Notify(c.signals, syscall.SIGTERM)
+	signal.Notify(c.retire, syscall.SIGUSR1)
 	c.running.Go(c.watchLifeline)
 	c.running.Go(c.watchSignals)
 	return c, nil
@@ -238,9 +243,15 @@ func (c *Child) watchSignals() {
 func (c *Child) Close() {
 	close(c.closed)
 	signal.Stop(c.signals)
+	signal.Stop(c.retire)
 	c.lifeline.Close()
 	c.cancel(context.Canceled)
-	c.readyOnce.Do(func() { c.ready.Close() })
+	c.mu.Lock()
+	if c.ready != nil {
+		c.ready.Close()
+		c.ready = nil
+	}
+	c.mu.Unlock()
 	c.running.Wait()
 }
 
@@ -252,12 +263,38 @@ func (c *Child) Context() context.Context { return c.ctx }
 // Ready tells the supervisor that this process serves. Only the first call
 // does. Safe for concurrent use.
 func (c *Child) Ready() {
-	c.readyOnce.Do(func() {
-		// A supervisor that is gone is the lifeline's business.
-		_, _ = c.ready.Write([]byte{1})
-		c.ready.Close()
-	})
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ready != nil && !c.isReady {
+		c.isReady = true
+		_, _ = c.ready.Write([]byte{1}) // a supervisor that is gone is the lifeline's business
+	}
 }
+
+// Retire returns a channel that gets a signal when another process is to take this
+// one's place (Spec.RollGrace). This one then stops taking connections and leaves
+// its sibling address, calls Retired, and ends when what it has is done; after the
+// grace it is stopped as always.
+func (c *Child) Retire() <-chan os.Signal { return c.retire }
+
+// Retired tells the supervisor that the next process may start, and returns a
+// listener at which the supervisor still finds this one (State.Sibling).
+func (c *Child) Retired(log *slog.Logger) (net.Listener, error) {
+	l, err := ListenSibling(c.Token, retiringIndex(os.Getpid()), log)
+	if err != nil {
+		return nil, fmt.Errorf("retire: %w", err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ready != nil && c.isReady {
+		_, _ = c.ready.Write([]byte{2})
+	}
+	return l, nil
+}
+
+// retiringIndex is a process's number among its siblings once it has given its own
+// away.
+func retiringIndex(pid int) int { return 1_000_000 + pid }
 
 // ListenSibling listens on this process's own address; see ListenSibling.
 func (c *Child) ListenSibling(log *slog.Logger) (net.Listener, error) {

@@ -17,6 +17,11 @@ type Config struct {
 	// supervisor and its own. More than 0s.
 	StopGrace time.Duration `yaml:"stop_grace"`
 
+	// How long a worker that is rolled (a reload or an upgrade) may go on beside the one that
+	// takes its place: its players are moved within it, spread evenly, and what is left at its
+	// end is cut; from 0s to 1h. 0s: it ends before the other one starts, with all that it has.
+	RollGrace time.Duration `yaml:"roll_grace"`
+
 	// The pause before the second restart in a row. The first one has none; each later one
 	// doubles it, up to restart_max. The pause taken is spread evenly over its upper half. More
 	// than 0s.
@@ -35,6 +40,7 @@ func DefaultConfig() Config {
 	return Config{
 		ReadyTimeout: 10 * time.Second,
 		StopGrace:    5 * time.Second,
+		RollGrace:    30 * time.Second,
 		RestartMin:   100 * time.Millisecond,
 		RestartMax:   5 * time.Second,
 		RestartReset: 10 * time.Second,
@@ -52,6 +58,9 @@ func (c Config) Validate() error {
 	}
 	positive("ready_timeout", c.ReadyTimeout)
 	positive("stop_grace", c.StopGrace)
+	if c.RollGrace < 0 || c.RollGrace > time.Hour {
+		wrong = append(wrong, fmt.Errorf("roll_grace: %v is not between 0s and 1h", c.RollGrace))
+	}
 	positive("restart_min", c.RestartMin)
 	positive("restart_reset", c.RestartReset)
 	if c.RestartMax < c.RestartMin {

@@ -71,6 +71,10 @@ func childMain(c *Child, args []string) int {
 		signal.Ignore(syscall.SIGTERM)
 		c.Ready()
 		select {}
+	case "deaf": // does not retire
+		c.Ready()
+		<-c.Context().Done()
+		return 0
 	case "print":
 		for _, text := range args[1:] {
 			fmt.Print(text)
@@ -108,7 +112,19 @@ func serve(c *Child) int {
 		})
 	}
 	c.Ready()
-	<-c.Context().Done()
+	select {
+	case <-c.Context().Done():
+	case <-c.Retire():
+		for _, l := range listeners {
+			l.Close()
+		}
+		l, err := c.Retired(slog.Default())
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 6
+		}
+		defer l.Close()
+	}
 	for _, l := range listeners {
 		l.Close()
 	}
@@ -158,3 +174,5 @@ func supervisorMain() int {
 	}
 	return 0
 }
+
+func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -49,11 +50,15 @@ type process struct {
 // rollRequest asks for a restart with another configuration.
 type rollRequest struct {
 	config []byte
+	quiet  bool       // without the restart: for the next one
 	done   chan error // gets one answer; has room for it
 }
 
 func (p *process) roll(ctx context.Context, config []byte) error {
-	r := rollRequest{config, make(chan error, 1)}
+	return p.ask(ctx, rollRequest{config: config, done: make(chan error, 1)})
+}
+
+func (p *process) ask(ctx context.Context, r rollRequest) error {
 	select {
 	case p.rolls <- r:
 	case <-ctx.Done():
@@ -119,7 +124,11 @@ func (p *process) run(ctx context.Context) error {
 		select {
 		case <-timer.C:
 		case r := <-p.rolls:
-			rolling, previous = &r, p.config
+			if r.quiet {
+				r.done <- nil
+			} else {
+				rolling, previous = &r, p.config
+			}
 			p.config = r.config
 		case <-ctx.Done():
 			timer.Stop()
@@ -176,9 +185,14 @@ func (p *process) runOnce(ctx context.Context, onReady func()) (e end) {
 			p.restartCounter.Inc()
 		}
 	})
+	retires := false
 	defer func() {
-		in.release()
 		e.uptime = time.Since(started)
+		if retires { // it is seen off by somebody else
+			p.set(func() { p.pid = 0 })
+			return
+		}
+		in.release()
 		if e.status == "" {
 			e.status = in.cmd.ProcessState.String()
 		}
@@ -215,8 +229,15 @@ func (p *process) runOnce(ctx context.Context, onReady func()) (e end) {
 			e.status = fmt.Sprintf("killed, not ready after %v", cfg.ReadyTimeout)
 			return e
 		case r := <-rolls:
+			if r.quiet {
+				p.config = r.config
+				r.done <- nil
+				continue
+			}
 			e.roll = &r
-			p.stop(in)
+			if retires = p.retire(ctx, in, started); !retires {
+				p.stop(in)
+			}
 			return e
 		case <-ctx.Done():
 			p.stop(in)
@@ -225,9 +246,63 @@ func (p *process) runOnce(ctx context.Context, onReady func()) (e end) {
 	}
 }
 
-// stop ends an instance: SIGTERM, and after the grace SIGKILL.
+// retire asks an instance to make room for the next one and has it seen off. It
+// reports false if the instance does not: it has to be stopped first then.
+func (p *process) retire(ctx context.Context, in *instance, started time.Time) bool {
+	grace := p.group.spec.RollGrace
+	if grace <= 0 {
+		return false
+	}
+	p.set(func() { p.phase = Stopping })
+	pid := in.cmd.Process.Pid
+	_ = in.cmd.Process.Signal(syscall.SIGUSR1)
+	late := time.NewTimer(p.sup.cfg.StopGrace)
+	defer late.Stop()
+	select {
+	case <-in.retired:
+	case <-in.exited:
+		return false
+	case <-ctx.Done():
+		return false
+	case <-late.C:
+		p.sup.log.Warn("process gives no way to the next one: it is stopped", "name", p.name, "pid", pid)
+		return false
+	}
+	s := p.sup
+	s.mu.Lock()
+	s.retiring = append(s.retiring, State{
+		Spec: p.group.spec.Name, Index: p.index, Process: p.name, Phase: Retiring, PID: pid, StartedAt: started,
+		Sibling: retiringIndex(pid),
+	})
+	s.mu.Unlock()
+	s.leaving.Go(func() {
+		timer := time.NewTimer(grace)
+		defer timer.Stop()
+		select {
+		case <-in.exited:
+		case <-timer.C:
+			p.end(in)
+		case <-ctx.Done():
+			p.end(in)
+		}
+		in.release()
+		s.mu.Lock()
+		s.retiring = slices.DeleteFunc(s.retiring, func(r State) bool { return r.PID == pid })
+		s.mu.Unlock()
+		s.log.Info("process retired", "name", p.name, "pid", pid, "status", in.cmd.ProcessState.String(),
+			"uptime", time.Since(started).Round(time.Millisecond))
+	})
+	return true
+}
+
+// stop ends an instance of which no other takes the place yet.
 func (p *process) stop(in *instance) {
 	p.set(func() { p.phase = Stopping })
+	p.end(in)
+}
+
+// end ends an instance: SIGTERM, and after the grace SIGKILL.
+func (p *process) end(in *instance) {
 	_ = in.cmd.Process.Signal(syscall.SIGTERM)
 	grace := time.NewTimer(p.sup.cfg.StopGrace)
 	defer grace.Stop()
@@ -245,6 +320,7 @@ func (p *process) stop(in *instance) {
 type instance struct {
 	cmd      *exec.Cmd
 	ready    <-chan struct{} // closed when it has said that it is ready
+	retired  <-chan struct{} // closed when it has said that the next one may start
 	exited   <-chan struct{} // closed when it was waited for; then cmd.ProcessState is set
 	lifeline *os.File        // the write end
 	readyEnd *os.File        // the read end
@@ -319,11 +395,14 @@ func (p *process) start() (_ *instance, err error) {
 		return nil, err
 	}
 
-	readyCh, exited := make(chan struct{}), make(chan struct{})
-	in.ready, in.exited = readyCh, exited
+	readyCh, retired, exited := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	in.ready, in.retired, in.exited = readyCh, retired, exited
 	in.watching.Go(func() {
-		if n, _ := readyEnd.Read(make([]byte, 1)); n == 1 {
-			close(readyCh)
+		for _, said := range []chan struct{}{readyCh, retired} {
+			if n, _ := readyEnd.Read(make([]byte, 1)); n == 0 {
+				return
+			}
+			close(said)
 		}
 	})
 	in.watching.Go(func() {
@@ -380,7 +459,7 @@ func (p *process) state() State {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return State{
-		Spec: p.group.spec.Name, Index: p.index, Process: p.name,
+		Spec: p.group.spec.Name, Index: p.index, Process: p.name, Sibling: p.index,
 		Phase: p.phase, PID: p.pid, Restarts: max(0, p.starts-1), StartedAt: p.startedAt, LastExit: p.lastExit,
 	}
 }

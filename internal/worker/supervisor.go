@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -36,6 +37,11 @@ type Spec struct {
 	Env []string
 	// Config is what the children find as Child.Config; at most 16 MiB.
 	Config []byte
+	// RollGrace, if it is more than 0, makes Roll overlap: the old process is asked
+	// to retire, the new one starts, and the old one has this long to finish what it
+	// has. Its processes have to mind Child.Retire. With 0 Roll stops the old one
+	// first.
+	RollGrace time.Duration
 	// Listen are the addresses on which each of the processes listens with a
 	// socket of its own. Names must be unique in the Spec.
 	Listen []Address
@@ -70,10 +76,12 @@ type Supervisor struct {
 	stopped chan struct{}  // closed when Run stops its children, or by Close
 	ready   chan struct{}  // closed when all processes have been ready
 	copying sync.WaitGroup // goroutines that copy output
+	leaving sync.WaitGroup // goroutines that see retiring processes off
 
 	// Guarded by mu.
 	mu       sync.Mutex
-	notReady int // processes that have never been ready
+	retiring []State // processes whose place another one has
+	notReady int     // processes that have never been ready
 	running  bool
 	closed   bool
 }
@@ -233,6 +241,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 		return nil
 	})
 	err := g.Wait()
+	s.leaving.Wait()
 	s.copying.Wait()
 	s.closeListeners()
 	return err
@@ -280,8 +289,8 @@ func (s *Supervisor) Addr(spec, name string) net.Addr {
 	return nil
 }
 
-// DialWorker connects to the sibling socket of process index of a Spec; see
-// DialSibling.
+// DialWorker connects to the sibling socket of a process of a Spec, by its
+// State.Sibling; see DialSibling.
 func (s *Supervisor) DialWorker(ctx context.Context, spec string, index int) (net.Conn, error) {
 	g := s.group(spec)
 	if g == nil {
@@ -289,6 +298,18 @@ func (s *Supervisor) DialWorker(ctx context.Context, spec string, index int) (ne
 	}
 	return DialSibling(ctx, g.token, index)
 }
+
+// Retiring returns the processes that were rolled and still have something to
+// finish, oldest first.
+func (s *Supervisor) Retiring() []State {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.retiring)
+}
+
+// Rolling reports whether a Roll is under way: that a process is not ready then is
+// no failure.
+func (s *Supervisor) Rolling() bool { return len(s.rolling) > 0 }
 
 // States returns what the processes are doing, in the order of the specs.
 func (s *Supervisor) States() []State {
@@ -316,7 +337,8 @@ func (s *Supervisor) CheckReady(context.Context) error {
 
 // Roll gives the processes of a Spec a new configuration by restarting them one
 // after the other, each when the one before is ready again. What connects to a
-// stopping process waits in its queue for the next one.
+// stopping process waits in its queue for the next one. With Spec.RollGrace the old
+// process retires beside the new one; Roll does not wait for its end.
 //
 // If a process does not become ready with the new configuration, it is started
 // with the one it had before, those after it are left alone, and Roll returns
@@ -348,6 +370,25 @@ func (s *Supervisor) Roll(ctx context.Context, spec string, config []byte) error
 	return nil
 }
 
+// Use gives the processes of a Spec a configuration for their next start, without
+// starting them: they have it by other means already. It waits for each to be
+// ready.
+func (s *Supervisor) Use(ctx context.Context, spec string, config []byte) error {
+	g := s.group(spec)
+	if g == nil {
+		return fmt.Errorf("configure %s: no such processes", spec)
+	}
+	if len(config) > maxConfig {
+		return fmt.Errorf("configure %s: configuration has more than %d bytes", spec, maxConfig)
+	}
+	for _, p := range g.processes {
+		if err := p.ask(ctx, rollRequest{config: config, quiet: true, done: make(chan error, 1)}); err != nil {
+			return fmt.Errorf("configure %s: %w", p.name, err)
+		}
+	}
+	return nil
+}
+
 // Phase is what a process is doing.
 type Phase string
 
@@ -356,6 +397,7 @@ const (
 	Starting   Phase = "starting"   // runs, but has not said yet that it is ready
 	Ready      Phase = "ready"      // serves
 	Stopping   Phase = "stopping"   // has been asked to stop
+	Retiring   Phase = "retiring"   // takes nothing new; another one has its place
 	Restarting Phase = "restarting" // died, and will be started again at once or after a pause
 	Failed     Phase = "failed"     // the last one died before it was ready; will be started again after a pause
 	Stopped    Phase = "stopped"    // ended with the supervisor
@@ -368,6 +410,8 @@ type State struct {
 	Spec    string
 	Index   int
 	Process string
+	// Sibling is the number that DialWorker finds it by.
+	Sibling int
 
 	Phase Phase
 	// PID is the running process, or 0.

@@ -15,6 +15,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"weir/internal/drain"
+	"weir/internal/reload"
 )
 
 // adminFlags are those of commands that talk to a node's admin server.
@@ -77,6 +78,37 @@ func undrainCommand() *cli.Command {
 	}
 }
 
+func reloadCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "reload",
+		Usage: "have a node read its configuration file again",
+		Flags: adminFlags(),
+		Action: func(c *cli.Context) error {
+			if err := noArguments(c); err != nil {
+				return err
+			}
+			var s reload.Status
+			err := callAdminFor(c, reloadTimeout, http.MethodPost, "/api/v1/reload", &s)
+			if err != nil {
+				if s.Last != nil { // what it says of the file
+					return fail(exitRefused, fmt.Errorf("refused, version %d stays in force:\n%s", s.Version, s.Last.Error))
+				}
+				return err
+			}
+			if s.Last.Result == reload.Unchanged {
+				fmt.Fprintf(c.App.Writer, "unchanged: version %d, %s\n", s.Version, s.Hash)
+				return nil
+			}
+			how := "in force"
+			if s.Last.Rolled {
+				how = "in force, workers were rolled"
+			}
+			fmt.Fprintf(c.App.Writer, "version %d, %s, %s: %s\n", s.Version, s.Hash, how, strings.Join(s.Last.Changed, " "))
+			return nil
+		},
+	}
+}
+
 // drainLookEvery is how often a drain's progress is asked for.
 const drainLookEvery = time.Second
 
@@ -109,13 +141,20 @@ func awaitDrained(c *cli.Context) error {
 // adminTimeout bounds one request to an admin server.
 const adminTimeout = 10 * time.Second
 
+// reloadTimeout is that of a reload, which may roll many workers.
+const reloadTimeout = 10 * time.Minute
+
 // callAdmin sends one request to the admin server of --admin and decodes its answer.
 func callAdmin(c *cli.Context, method, path string, into any) error {
+	return callAdminFor(c, adminTimeout, method, path, into)
+}
+
+func callAdminFor(c *cli.Context, timeout time.Duration, method, path string, into any) error {
 	base, err := url.Parse(c.String("admin"))
 	if err != nil || base.Scheme != "http" && base.Scheme != "https" || base.Host == "" {
 		return usage("--admin: %q is not a URL such as http://127.0.0.1:9090", c.String("admin"))
 	}
-	ctx, cancel := context.WithTimeout(c.Context, adminTimeout)
+	ctx, cancel := context.WithTimeout(c.Context, timeout)
 	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(base.String(), "/")+path, nil)
 	if err != nil {
@@ -138,6 +177,7 @@ func callAdmin(c *cli.Context, method, path string, into any) error {
 		return fail(exitConnect, fmt.Errorf("ask %s: %w", base.Host, err))
 	}
 	if answer.StatusCode/100 != 2 {
+		_ = json.Unmarshal(body, into) // some refusals are more than a sentence
 		var said struct{ Error string }
 		if json.Unmarshal(body, &said) != nil || said.Error == "" {
 			said.Error = answer.Status

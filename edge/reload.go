@@ -1,0 +1,72 @@
+package edge
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+
+	"weir/configs"
+	"weir/internal/drain"
+	"weir/internal/reload"
+	"weir/internal/worker"
+)
+
+// Keys of an edge that a reload puts in force where they are, and keys that it
+// cannot change, because the supervisor, or the cluster, has built on them. All
+// others are for new workers.
+var (
+	liveKeys  = []string{"vhosts", "limits", "play.max_sessions", "drain"}
+	fixedKeys = []string{
+		"role", "node", "rtmp.listen", "rtmp.tls.listen", "http.listen", "http.tls.listen", "admin", "advertise", "workers", "supervision", "discovery", "load",
+	}
+)
+
+// reloader puts configurations in force at the supervisor of an edge. One call of
+// apply at a time.
+type reloader struct {
+	running    Config
+	file       []byte // of running
+	supervisor *worker.Supervisor
+	configure  func(ctx context.Context, file []byte) error // the workers, where they are
+	drained    *drain.Node
+	log        *slog.Logger
+}
+
+// apply is a reload.Options.Apply.
+func (r *reloader) apply(ctx context.Context, file []byte, name string) (reload.Outcome, error) {
+	cfg := Default()
+	if err := configs.Parse(name, file, &cfg); err != nil {
+		return reload.Outcome{}, err
+	}
+	changed := configs.Changed(&r.running, &cfg)
+	if fixed, _ := reload.Among(changed, fixedKeys...); len(fixed) > 0 {
+		again := Default()
+		return reload.Outcome{}, configs.Locate(name, file, &again, reload.CannotChange(fixed))
+	}
+	if len(changed) == 0 {
+		return reload.Outcome{}, nil
+	}
+	_, rest := reload.Among(changed, liveKeys...)
+	roll := len(rest) > 0
+	if !roll {
+		err := r.configure(ctx, file)
+		if err == nil {
+			err = r.supervisor.Use(ctx, spec, file)
+		}
+		if err != nil { // a new worker will take it
+			r.log.Warn("workers are rolled, not all have taken the configuration", "err", err)
+			roll = true
+		}
+	}
+	if roll {
+		if err := r.supervisor.Roll(ctx, spec, file); err != nil {
+			if back := r.supervisor.Roll(ctx, spec, r.file); back != nil {
+				return reload.Outcome{}, fmt.Errorf("%w; and not all workers have the old one again: %w", err, back)
+			}
+			return reload.Outcome{}, err
+		}
+	}
+	r.drained.SetConfig(cfg.Drain)
+	r.running, r.file = cfg, file
+	return reload.Outcome{Changed: changed, Rolled: roll}, nil
+}
