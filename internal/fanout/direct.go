@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -40,7 +41,12 @@ const (
 func prepare(raw syscall.RawConn, l Limits) {
 	_ = raw.Control(func(fd uintptr) {
 		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentFirst)
-		// A peer that is gone without a word is found although its socket never fills.
+		// A peer that is gone without a word is found although its socket never fills
+		// or, behind a stalled stream, gets nothing: within about twice the timeout.
+		ask := int(min(max(l.WriteTimeout, time.Second), 15*time.Second) / time.Second)
+		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, ask)
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, ask)
 		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(l.WriteTimeout.Milliseconds()))
 	})
 }

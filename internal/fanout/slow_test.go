@@ -244,6 +244,37 @@ func TestUnsentBytesFollowThePlayer(t *testing.T) {
 	}
 }
 
+// Peers that are gone without a word are found by TCP, in a stalled stream too.
+func TestDeadPeersAreFoundByTCP(t *testing.T) {
+	e := testEngine(t)
+	s := newSource(t)
+	f := func(timeout time.Duration, user, idle int) {
+		t.Helper()
+		near, far := tcpPair(t)
+		_ = near.SetKeepAlive(false)
+		s.joinOn(e, near, far, FLV{}, Limits{MaxLag: time.Minute, WriteTimeout: timeout}, nil)
+		raw, err := near.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = raw.Control(func(fd uintptr) {
+			for _, o := range []struct{ level, name, want int }{
+				{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+				{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, user},
+				{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, idle},
+				{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, idle},
+			} {
+				if got, err := unix.GetsockoptInt(int(fd), o.level, o.name); err != nil || got != o.want {
+					t.Errorf("write timeout %v: option %d is %d (%v), want %d", timeout, o.name, got, err, o.want)
+				}
+			}
+		})
+	}
+	f(10*time.Second, 10_000, 10)
+	f(time.Minute, 60_000, 15)
+	f(100*time.Millisecond, 100, 1)
+}
+
 // within waits for a condition.
 func within(t testing.TB, what string, ok func() bool) {
 	t.Helper()
