@@ -5,7 +5,7 @@
 # Discovery, an origin and an edge run as processes of their own, on ports from
 # BENCH_PORT (default 27000) on; the edge is started anew for each run, so that
 # its memory is that of the run's players alone. Without arguments all runs are
-# made, which takes some six minutes. BENCH_SCALE (default 100) is the percentage
+# made, which takes some seven minutes. BENCH_SCALE (default 100) is the percentage
 # of the players, for smaller machines; BENCH_JSON is a folder to keep the raw
 # results in.
 set -euo pipefail
