@@ -21,9 +21,9 @@ type tidy struct {
 }
 
 const (
-	tidyJoins = 200             // that are worth a collection
-	tidyQuiet = time.Second     // without a join before it
-	tidyEvery = 1 * time.Minute // at most
+	tidyJoins = 200         // that are worth a collection
+	tidyQuiet = time.Second // without a join before it
+	tidyEvery = time.Minute // at most
 )
 
 func newTidy() *tidy { return &tidy{free: debug.FreeOSMemory} }
