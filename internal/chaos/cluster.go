@@ -63,7 +63,7 @@ func (c *cluster) config(role, name string) string {
 	p("rtmp: {listen: 0.0.0.0:1935, publish_idle_timeout: 2500ms}\nhttp: {listen: 0.0.0.0:8080}")
 	p("advertise: {rtmp: %q, http: %q}", c.addr(name)+":1935", c.addr(name)+":8080")
 	p("load: {soft_limit: 0, hard_limit: 0}") // all hosts are one machine: its being busy says nothing
-	p("discovery:\n  urls: [%q]\n  timeout: 500ms\n  heartbeat: 400ms", "http://"+c.addr(nodeDiscovery)+":7070")
+	p("discovery:\n  urls: [%q]\n  timeout: 700ms\n  heartbeat: 400ms", "http://"+c.addr(nodeDiscovery)+":7070")
 	if role == "origin" {
 		p("  lease_ttl: %v\npublish: {resume_window: 10s}\nvhosts:\n  __defaultVhost__:\n    hls: {linger: 2s}", leaseTTL)
 		return b.String()

@@ -50,7 +50,7 @@ func Default() Config {
 		Faulty: time.Minute, Origins: 3, Edges: 2, Workers: 2, Streams: 6, Contested: 2, Players: 40,
 		Bounds: model.Bounds{
 			Answer: 8000, Accept: 8000, Recovery: 2500, Absence: 8000, Hops: 40,
-			Goroutines: 12, Descriptors: 8, Memory: 48 << 20,
+			Goroutines: 24, Descriptors: 24, Memory: 48 << 20,
 		},
 		Out: io.Discard,
 	}

@@ -23,27 +23,25 @@ type poller struct {
 	life  int
 	owned map[string]model.Own
 	pulls map[[2]string]int
-	deaf  time.Time // when it was last noted
+	deaf  bool // as was last noted
 }
 
 func (p *poller) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		if pid, life := p.node.pid(); pid != 0 {
 			if life != p.life {
-				p.life, p.owned, p.pulls = life, map[string]model.Own{}, map[[2]string]int{}
+				p.life, p.owned, p.pulls, p.deaf = life, map[string]model.Own{}, map[[2]string]int{}, false
 			}
-			if err := p.poll(ctx); err != nil && ctx.Err() == nil {
-				p.failed(err)
+			err := p.poll(ctx)
+			switch {
+			case ctx.Err() != nil:
+			case err != nil && !p.deaf:
+				p.deaf = p.node.note(p.life, model.Event{Kind: model.KindDeaf, Node: p.node.name, Text: err.Error()})
+			case err == nil && p.deaf:
+				p.deaf = !p.node.note(p.life, model.Event{Kind: model.KindHears, Node: p.node.name})
 			}
 		}
 		rest(ctx, pollEvery)
-	}
-}
-
-func (p *poller) failed(err error) {
-	if time.Since(p.deaf) > 500*time.Millisecond {
-		p.deaf = time.Now()
-		p.node.note(p.life, model.Event{Kind: model.KindDeaf, Node: p.node.name, Text: err.Error()})
 	}
 }
 

@@ -114,6 +114,6 @@ func TestNoResume(t *testing.T) {
 
 // Something stays behind of each stream that an edge has had.
 func TestLeftovers(t *testing.T) {
-	weir := build(t, change{"edge/relay.go", "	cause := r.pull(ctx)\n", "	go func() { select {} }()\n	cause := r.pull(ctx)\n"})
+	weir := build(t, change{"edge/relay.go", "	cause := r.pull(ctx)\n", "	for range 4 {\n		go func() { select {} }()\n	}\n	cause := r.pull(ctx)\n"})
 	breaks(t, weir, func(c *chaos.Config) { c.Faulty = 10 * time.Second; c.Only = []string{"delay"} }, model.RuleLeft)
 }

@@ -57,8 +57,10 @@ const (
 	KindPulls Kind = "pulls"
 	// KindHop: a server that only redirects has redirected Peer. Stream.
 	KindHop Kind = "hop"
-	// KindDeaf: a node did not answer its operator, or is not ready: Text. Node.
-	KindDeaf Kind = "deaf"
+	// KindDeaf: a node does not answer its operator, or is not ready: Text. KindHears:
+	// it does and is again. Node.
+	KindDeaf  Kind = "deaf"
+	KindHears Kind = "hears"
 	// KindPublish: a publisher asks. Conn, Stream, Node, Inc. KindPublishing: it was
 	// let in, from address Local. KindUnpublished: its stay or its try is over. End.
 	KindPublish     Kind = "publish"

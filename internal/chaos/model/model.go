@@ -48,12 +48,14 @@ type Counts struct {
 type span struct{ from, to int64 }
 
 type node struct {
-	role    string
-	up      bool
-	suffers int   // faults on it
-	since   int64 // begin of the oldest of these
-	excused []span
-	owned   map[string]Own
+	role     string
+	up       bool
+	deaf     string // why it does not answer, "" while it does
+	deafened int64  // since when
+	suffers  int    // faults on it
+	since    int64  // begin of the oldest of these
+	excused  []span
+	owned    map[string]Own
 }
 
 type stream struct {
@@ -158,9 +160,11 @@ func (m *Model) apply(e Event) {
 	case KindHop:
 		m.hop(e, s)
 	case KindDeaf:
-		if m.calm != nil && !m.lagged(m.calm.from, e.T) {
-			m.breach(RuleDeaf, e, "%s does not answer in a calm: %s", e.Node, e.Text)
+		if n.deaf == "" {
+			n.deaf, n.deafened = e.Text, e.T
 		}
+	case KindHears:
+		n.deaf = ""
 	case KindPublish, KindPublishing, KindUnpublished:
 		m.publish(e, s)
 	case KindPlay:
@@ -192,7 +196,7 @@ func (m *Model) breach(r Rule, e Event, format string, args ...any) {
 }
 
 func (m *Model) down(e Event, n *node) {
-	n.up = false
+	n.up, n.deaf = false, ""
 	clear(n.owned)
 	for _, s := range m.streams {
 		for _, p := range s.pulls {

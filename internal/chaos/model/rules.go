@@ -274,6 +274,13 @@ func (m *Model) calmEnds(e Event) {
 	for _, name := range slices.Sorted(maps.Keys(m.streams)) {
 		m.judgeStream(e, name, m.streams[name])
 	}
+	for _, name := range slices.Sorted(maps.Keys(m.nodes)) {
+		if n := m.nodes[name]; n.deaf != "" && e.T-n.deafened > moment {
+			e := e
+			e.Node = name
+			m.breach(RuleDeaf, e, "%s does not answer for %d ms: %s", name, e.T-n.deafened, n.deaf)
+		}
+	}
 }
 
 // moment is how long, in ms, two nodes may seem to have a stream, or a stream to
