@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
@@ -27,6 +28,7 @@ type siblings struct {
 	dial         func(ctx context.Context, index int) (net.Conn, error)
 	stop         context.CancelFunc
 	looking      sync.WaitGroup
+	pulse        pulse // of this worker
 
 	mu      sync.Mutex
 	watches map[*watch]struct{} // guarded by mu
@@ -44,6 +46,7 @@ func newSiblings(e *Edge, o Options) *siblings {
 	s.stop = stop
 	if s.count > 1 {
 		s.looking.Go(func() { s.look(ctx) })
+		s.looking.Go(func() { s.pulse.run(ctx) })
 	}
 	return s
 }
@@ -182,8 +185,8 @@ const workerAlivePath = "/_weir/alive"
 // aliveWithin is how long a living worker takes at most to answer anything.
 const aliveWithin = time.Second
 
-// lives reports whether a worker answers. That it can be connected to is not
-// enough: the kernel accepts for a process that hangs.
+// lives reports whether a worker answers that it lives. That it can be connected to
+// is not enough: the kernel accepts for a process that hangs.
 func (s *siblings) lives(ctx context.Context, i int) bool {
 	ctx, cancel := context.WithTimeout(ctx, aliveWithin)
 	defer cancel()
@@ -194,13 +197,23 @@ func (s *siblings) lives(ctx context.Context, i int) bool {
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	// Any answer will do.
 	if _, err := io.WriteString(conn, "GET "+workerAlivePath+" HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n"); err != nil {
 		return false
 	}
-	var b [1]byte
+	const good = "HTTP/1.1 2"
+	var b [len(good)]byte
 	_, err = io.ReadFull(conn, b[:])
-	return err == nil
+	return err == nil && string(b[:]) == good
+}
+
+// serveAlive answers a sibling that asks whether this worker lives: 204, or 503
+// for a while after it has hung.
+func (s *siblings) serveAlive(w http.ResponseWriter, _ *http.Request) {
+	if !s.pulse.steady(time.Now()) {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
 }
 
 // tell acts on all watches that wait for worker i.

@@ -92,6 +92,53 @@ func TestWorkerHangs(t *testing.T) {
 	n.mu.Unlock()
 }
 
+// A worker that goes on after it has hung has logs that end where it stopped. Until
+// it has caught up nobody takes a stream from it.
+func TestWorkerThaws(t *testing.T) {
+	a := newUpstream(t, "a")
+	p := a.air(demo)
+	p.send(t, 0, 7)
+	n := startTeam(t, "edge", 2, quick().upstreams(a.rtmp), nil)
+	order := n.workers[0].edge.siblings.order(demo)
+	pulse := &n.workers[order[0]].edge.siblings.pulse
+	pulse.mu.Lock()
+	pulse.hung = time.Now()
+	pulse.mu.Unlock()
+	v := watchAt(t, n.workers[order[1]].point, "demo")
+	v.until(6)
+	if from := n.from(order[1]); from != "rtmp://"+a.rtmp+"/live/demo" {
+		t.Errorf("a worker takes the stream from %q", from)
+	}
+	eventually(t, "return to the worker that has caught up", func() error {
+		if from, want := n.from(order[1]), fmt.Sprintf("worker %d", order[0]); from != want {
+			return fmt.Errorf("the stream comes from %q, want %q", from, want)
+		}
+		return nil
+	})
+	p.send(t, 7, 9)
+	v.until(8)
+}
+
+func TestPulse(t *testing.T) {
+	begin := time.Now()
+	var p pulse
+	f := func(ms int, want bool) {
+		t.Helper()
+		if got := p.steady(begin.Add(time.Duration(ms) * time.Millisecond)); got != want {
+			t.Errorf("after %d ms steady is %t", ms, got)
+		}
+	}
+	f(0, true)
+	f(100, true)
+	f(1100, true)  // as long as it is waited for
+	f(2200, false) // longer
+	f(2100, false) // a moment before, looked at by another goroutine
+	f(3100, false)
+	f(4100, false)
+	f(4200, true)
+	f(5300, false)
+}
+
 // A player that comes before the publisher, to a worker that is not the one to
 // pull, waits as well; the one that waits in vain is told so.
 func TestWaitAtAnotherWorker(t *testing.T) {

@@ -195,7 +195,7 @@ func siblingHandler(e *Edge, door *session.Server, source admin.Source) http.Han
 	mux.Handle("/_weir/", admin.WorkerHandler(source))
 	mux.HandleFunc(session.WorkerFLVPath, door.ServeWorkerFLV)
 	mux.HandleFunc(workerHLSPath, e.serveWorkerHLS)
-	mux.HandleFunc(workerAlivePath, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	mux.HandleFunc(workerAlivePath, e.siblings.serveAlive)
 	return mux
 }
 
