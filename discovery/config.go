@@ -20,6 +20,11 @@ import (
 type ServerConfig struct {
 	// The address of the HTTP API, as host:port. Port 0 takes a free port.
 	Listen string `yaml:"listen"`
+	// Where the directory is kept: memory (in this process, so that there can be one server
+	// only) or etcd (several servers may share it).
+	Engine string `yaml:"engine"`
+	// The etcd cluster, with engine: etcd.
+	Etcd EtcdConfig `yaml:"etcd"`
 	// The bearer token that calls which change the directory must bring, without white space.
 	// Empty: none is asked for, which is for loopback and closed networks only.
 	Token configs.Secret `yaml:"token"`
@@ -52,6 +57,8 @@ type ServerConfig struct {
 func DefaultServerConfig() ServerConfig {
 	return ServerConfig{
 		Listen:          "127.0.0.1:7070",
+		Engine:          EngineMemory,
+		Etcd:            DefaultEtcdConfig(),
 		LeaseTTL:        5 * time.Second,
 		MaxLeaseTTL:     time.Minute,
 		NodeTTL:         3 * time.Second,
@@ -72,6 +79,13 @@ func (c ServerConfig) Validate() error {
 	}
 	if err := checkListen(c.Listen); err != nil {
 		bad("listen", "%w", err)
+	}
+	switch c.Engine {
+	case EngineMemory, "":
+	case EngineEtcd:
+		errs = append(errs, c.Etcd.needed(), configs.Prefix("etcd", c.Etcd.Validate()))
+	default:
+		bad("engine", "%q is not memory or etcd", c.Engine)
 	}
 	if strings.ContainsAny(string(c.Token), " \t\r\n") {
 		bad("token", "must not contain white space")
@@ -117,9 +131,14 @@ const minTTL = 300 * time.Millisecond
 // Config says how a node finds the directory. With neither urls nor peers the
 // node stands alone: it owns whatever is published to it.
 type Config struct {
+	// etcd uses the etcd cluster directly, without a discovery server; with lease_ttl in
+	// whole seconds, at least 2s. Empty: urls or peers.
+	Engine string `yaml:"engine"`
+	// The etcd cluster, with engine: etcd.
+	Etcd EtcdConfig `yaml:"etcd"`
 	// The base URLs of discovery servers that share one directory, as in http://10.0.0.1:7070.
-	// They are tried in turn from the last that answered. Several discovery servers of this
-	// version are several directories, because each has its own in memory: name one.
+	// They are tried in turn from the last that answered. Several servers share a directory
+	// if they have the engine etcd; with the engine memory each has its own: name one.
 	URLs []string `yaml:"urls"`
 	// The HTTP addresses of the other origins, as host:port, to be asked instead of a discovery
 	// server; at most 64, and not together with urls. SRS origins may be among them, by their
@@ -154,6 +173,7 @@ type Config struct {
 // DefaultConfig returns the configuration of a node without keys.
 func DefaultConfig() Config {
 	return Config{
+		Etcd:        DefaultEtcdConfig(),
 		Timeout:     time.Second,
 		PeerTimeout: 300 * time.Millisecond,
 		LeaseTTL:    5 * time.Second,
@@ -170,6 +190,14 @@ func (c Config) Validate() error {
 	var errs []error
 	bad := func(key, format string, args ...any) {
 		errs = append(errs, fmt.Errorf(key+": "+format, args...))
+	}
+	switch {
+	case c.Engine == EngineEtcd && len(c.URLs)+len(c.Peers) > 0:
+		bad("engine", "etcd excludes urls and peers")
+	case c.Engine == EngineEtcd:
+		errs = append(errs, c.Etcd.needed(), configs.Prefix("etcd", c.Etcd.Validate()))
+	case c.Engine != "":
+		bad("engine", "%q is neither etcd nor empty", c.Engine)
 	}
 	if len(c.URLs) > 0 && len(c.Peers) > 0 {
 		bad("peers", "urls and peers exclude each other")
@@ -216,13 +244,36 @@ func (c Config) Alone() bool { return len(c.URLs) == 0 && len(c.Peers) == 0 }
 // maxPeers bounds the requests that one lookup makes.
 const maxPeers = 64
 
-// Open returns the directory that c names for the node self: a Client if there
-// are urls, else Peers. Close it at the end. log and set may be nil.
-func (c Config) Open(self Self, log *slog.Logger, set *metrics.Set) (Remote, error) {
+// The engines of a directory.
+const (
+	EngineMemory = "memory"
+	EngineEtcd   = "etcd"
+)
+
+// EtcdOpener opens the engine of package discovery/etcd, which this package does
+// not import so that what needs no etcd has none.
+type EtcdOpener func(cfg EtcdConfig, limits MemoryConfig, log *slog.Logger) (RemoteEngine, error)
+
+// Configured reports whether c names a directory.
+func (c Config) Configured() bool { return c.Engine != "" || len(c.URLs)+len(c.Peers) > 0 }
+
+// Open returns the directory that c names for the node self: etcd if that is the
+// engine, else a Client if there are urls, else Peers. Close it at the end. etcd
+// may be nil where c does not ask for it; log and set may be nil.
+func (c Config) Open(self Self, etcd EtcdOpener, log *slog.Logger, set *metrics.Set) (Remote, error) {
 	if err := c.Validate(); err != nil {
 		return nil, fmt.Errorf("open directory: %w", err)
 	}
-	if len(c.URLs) > 0 {
+	switch {
+	case c.Engine == EngineEtcd && etcd == nil:
+		return nil, errors.New("open directory: this program has no etcd")
+	case c.Engine == EngineEtcd:
+		d, err := etcd(c.Etcd, MemoryConfig{LeaseTTL: c.LeaseTTL, NodeTTL: DefaultServerConfig().NodeTTL}, log)
+		if err != nil {
+			return nil, fmt.Errorf("open directory: %w", err)
+		}
+		return d, nil
+	case len(c.URLs) > 0:
 		return NewClient(c, set), nil
 	}
 	return NewPeers(c, self, log, set), nil

@@ -84,7 +84,7 @@ func TestConfigIsReadFromYAML(t *testing.T) {
 
 func TestOpenPicksTheDirectory(t *testing.T) {
 	cfg := DefaultConfig()
-	alone, err := cfg.Open(selfA, nil, nil)
+	alone, err := cfg.Open(selfA, nil, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,7 +93,7 @@ func TestOpenPicksTheDirectory(t *testing.T) {
 	wantOwner(t, alone, demo, "") // of another node
 
 	cfg.URLs = []string{"http://127.0.0.1:1"}
-	remote, err := cfg.Open(selfA, nil, nil)
+	remote, err := cfg.Open(selfA, nil, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,7 +102,7 @@ func TestOpenPicksTheDirectory(t *testing.T) {
 		t.Errorf("urls open a %T", remote)
 	}
 	cfg.Peers = []string{"a:1"}
-	if _, err := cfg.Open(selfA, nil, nil); err == nil {
+	if _, err := cfg.Open(selfA, nil, nil, nil); err == nil {
 		t.Error("urls and peers together open")
 	}
 }

@@ -180,7 +180,7 @@ func (m *Memory) claim(c Claim) (Lease, []change, error) {
 			fresh.Epoch = c.Held
 			m.epochs.see(c.Held, now)
 		}
-		changed := cur.Idle || !sameOwnership(*cur, fresh)
+		changed := cur.Idle || !sameOwnership(*cur, fresh) || cur.Publisher != fresh.Publisher
 		*cur = fresh
 		if changed {
 			m.tell(fresh)

@@ -3,6 +3,7 @@ package discovery
 import (
 	"context"
 	"maps"
+	"sync"
 	"time"
 )
 
@@ -19,23 +20,23 @@ func (m *Memory) Watch(ctx context.Context, q WatchQuery, tell func([]Event) err
 // it was before or after.
 func (m *Memory) snapshot(ctx context.Context, role Role, tell func([]Event) error) error {
 	now := time.Now()
-	if err := walk(ctx, m, m.streams, tell, func(l *Lease) (e Event, ok bool) {
+	if err := walk(ctx, &m.mu, m.streams, tell, func(l *Lease) (e Event, ok bool) {
 		own := *l
 		return Event{Lease: &own}, now.Before(l.Expires)
 	}); err != nil {
 		return err
 	}
-	return walk(ctx, m, m.nodes, tell, func(n *Node) (e Event, ok bool) {
+	return walk(ctx, &m.mu, m.nodes, tell, func(n *Node) (e Event, ok bool) {
 		return Event{Node: n}, n.alive(now) && (role == "" || n.Role == role)
 	})
 }
 
 // walk tells of a whole map in pieces, without the lock while telling.
-func walk[V any](ctx context.Context, m *Memory, all map[string]*V, tell func([]Event) error, event func(*V) (Event, bool)) error {
+func walk[V any](ctx context.Context, mu *sync.RWMutex, all map[string]*V, tell func([]Event) error, event func(*V) (Event, bool)) error {
 	buf := make([]Event, 0, eventsAtOnce)
 	flush := func() error {
-		m.mu.RUnlock()
-		defer m.mu.RLock()
+		mu.RUnlock()
+		defer mu.RLock()
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
 		}
@@ -43,8 +44,8 @@ func walk[V any](ctx context.Context, m *Memory, all map[string]*V, tell func([]
 		buf = buf[:0]
 		return err
 	}
-	m.mu.RLock()
-	defer m.mu.RUnlock()
+	mu.RLock()
+	defer mu.RUnlock()
 	for _, v := range all {
 		if e, ok := event(v); ok {
 			buf = append(buf, e)

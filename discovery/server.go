@@ -25,7 +25,8 @@ type Server struct {
 }
 
 // NewServer returns a server of engine. cfg must be valid; log may be nil. If the
-// engine has a method Metrics() *metrics.Set, the server counts in that set.
+// engine has a method Metrics() *metrics.Set, the server counts in that set; if it
+// has a method Ready(context.Context) error, that decides what /readyz says.
 func NewServer(cfg ServerConfig, engine Engine, log *slog.Logger) *Server {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -58,11 +59,16 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	if e, ok := s.engine.(interface{ Metrics() *metrics.Set }); ok {
 		set = e.Metrics()
 	}
+	var ready func(context.Context) error
+	if e, ok := s.engine.(interface{ Ready(context.Context) error }); ok {
+		ready = e.Ready
+	}
 	watching, endWatches := context.WithCancel(ctx)
 	defer endWatches()
 	srv := &http.Server{
 		Handler: NewHandler(HandlerConfig{
 			Engine: s.engine, Placer: s.placer, Token: string(s.cfg.Token), MaxBody: int64(s.cfg.MaxBody), Logger: s.log, Metrics: set,
+			Ready:      ready,
 			MaxWatches: max(1, s.cfg.MaxConnections*3/4), WriteTimeout: s.cfg.RequestTimeout, Stop: watching,
 		}),
 		ReadHeaderTimeout: s.cfg.RequestTimeout,

@@ -32,7 +32,9 @@ type NodeOptions struct {
 	// WorkerEnv is added to the environment of the workers.
 	WorkerEnv []string
 	Version   string
-	Log       *slog.Logger
+	// Etcd opens the directory if it is in etcd; may be nil where it is not.
+	Etcd discovery.EtcdOpener
+	Log  *slog.Logger
 	// Ready, if not nil, is called once all workers serve.
 	Ready func()
 	// Terminate, if not nil, makes the node drain when it is closed, and end when
@@ -75,7 +77,7 @@ func Run(ctx context.Context, cfg Config, o NodeOptions) error {
 	}
 	o.Log.Info("edge listens", said...)
 
-	directory, err := openDirectory(cfg, rtmp, http, o.Log, set)
+	directory, err := openDirectory(cfg, rtmp, http, o.Etcd, o.Log, set)
 	if err != nil {
 		return err
 	}

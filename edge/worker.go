@@ -32,8 +32,8 @@ const (
 )
 
 // RunWorker serves as one worker process of an edge node until the supervisor
-// ends it.
-func RunWorker(c *worker.Child, log *slog.Logger) error {
+// ends it. etcd opens the directory if it is in etcd; it may be nil where it is not.
+func RunWorker(c *worker.Child, etcd discovery.EtcdOpener, log *slog.Logger) error {
 	defer c.Close()
 	cfg := Default()
 	if err := configs.Parse("configuration of the node", c.Config, &cfg); err != nil {
@@ -41,7 +41,7 @@ func RunWorker(c *worker.Child, log *slog.Logger) error {
 	}
 	log = log.With("worker", c.Index)
 	set := metrics.NewSet()
-	directory, err := openDirectory(cfg, c.Listeners[listenRTMP].Addr(), c.Listeners[listenHTTP].Addr(), log, set)
+	directory, err := openDirectory(cfg, c.Listeners[listenRTMP].Addr(), c.Listeners[listenHTTP].Addr(), etcd, log, set)
 	if err != nil {
 		return err
 	}
@@ -170,11 +170,11 @@ func empty(ctx context.Context, left func() int, deadline time.Time) {
 
 // openDirectory returns the discovery of an edge's configuration, nil if it has
 // none.
-func openDirectory(cfg Config, rtmp, http net.Addr, log *slog.Logger, set *metrics.Set) (discovery.Remote, error) {
-	if len(cfg.Discovery.URLs) == 0 && len(cfg.Discovery.Peers) == 0 {
+func openDirectory(cfg Config, rtmp, http net.Addr, etcd discovery.EtcdOpener, log *slog.Logger, set *metrics.Set) (discovery.Remote, error) {
+	if !cfg.Discovery.Configured() {
 		return nil, nil
 	}
-	d, err := cfg.Discovery.Open(self(cfg, rtmp, http), log, set)
+	d, err := cfg.Discovery.Open(self(cfg, rtmp, http), etcd, log, set)
 	if err != nil {
 		return nil, fmt.Errorf("open discovery: %w", err)
 	}

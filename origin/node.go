@@ -27,7 +27,9 @@ import (
 // NodeOptions are what Run needs beyond the configuration.
 type NodeOptions struct {
 	Version string
-	Log     *slog.Logger
+	// Etcd opens the directory if it is in etcd; may be nil where it is not.
+	Etcd discovery.EtcdOpener
+	Log  *slog.Logger
 	// Ready, if not nil, is called once the node serves.
 	Ready func()
 	// Terminate, if not nil, makes the node drain when it is closed, and end when
@@ -75,7 +77,7 @@ func Run(ctx context.Context, cfg Config, opt NodeOptions) error {
 		Node: cfg.Node.Name("origin"), Instance: discovery.NewInstance(),
 		Addr: discovery.Addr{RTMP: addr.RTMP, HTTP: addr.HTTP, API: addr.API},
 	}
-	directory, err := cfg.Discovery.Open(self, log, set)
+	directory, err := cfg.Discovery.Open(self, opt.Etcd, log, set)
 	if err != nil {
 		return fmt.Errorf("open discovery: %w", err)
 	}

@@ -6,7 +6,7 @@ set -euo pipefail
 
 # program=Debian package. gcc and the C library's headers are for the race
 # detector, which needs cgo.
-need=(ffmpeg=ffmpeg ffprobe=ffmpeg rtmpdump=rtmpdump curl=curl git=git gcc=gcc ip=iproute2 chromium=chromium node=nodejs npm=npm dig=bind9-dnsutils)
+need=(ffmpeg=ffmpeg ffprobe=ffmpeg rtmpdump=rtmpdump curl=curl git=git gcc=gcc etcd=etcd-server ip=iproute2 chromium=chromium node=nodejs npm=npm dig=bind9-dnsutils)
 
 packages=()
 missing() {
@@ -39,6 +39,14 @@ elif command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null; then
 	as_root=(sudo -n env)
 else
 	say_what_to_do
+fi
+
+# The packages are for programs, not for services: where nobody has said otherwise,
+# say that none is started (Debian starts etcd when it is installed).
+policy=/usr/sbin/policy-rc.d
+if [[ " ${packages[*]} " == *" etcd-server "* && ! -e $policy ]]; then
+	printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" install -m 0755 /dev/stdin "$policy"
+	trap '"${as_root[@]}" rm -f "$policy"' EXIT
 fi
 
 echo "tools: installing ${packages[*]}"

@@ -14,6 +14,8 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"weir/configs"
+	"weir/discovery"
+	"weir/discovery/etcd"
 	"weir/edge"
 	"weir/internal/discoverynode"
 	"weir/internal/worker"
@@ -76,7 +78,7 @@ func originCommand(child *worker.Child) *cli.Command {
 			defer unhook()
 			return origin.Run(ctx, cfg, origin.NodeOptions{
 				File: file, Version: versionText(), Log: log, Ready: ready, Terminate: terminate,
-				Read: rereader(c, child), Reload: hangup,
+				Read: rereader(c, child), Reload: hangup, Etcd: openEtcd,
 			})
 		})
 }
@@ -94,7 +96,7 @@ func edgeCommand(child *worker.Child) *cli.Command {
 			defer unhook()
 			return edge.Run(ctx, cfg, edge.NodeOptions{
 				File: file, WorkerArgs: []string{workerName}, WorkerEnv: logEnvironment(c), Version: versionText(), Log: log, Ready: ready,
-				Terminate: terminate, Read: rereader(c, child), Reload: hangup,
+				Terminate: terminate, Read: rereader(c, child), Reload: hangup, Etcd: openEtcd,
 			})
 		})
 }
@@ -208,7 +210,7 @@ func workerCommand(child *worker.Child) *cli.Command {
 				return err
 			}
 			tuneMemory()
-			return edge.RunWorker(child, log)
+			return edge.RunWorker(child, openEtcd, log)
 		},
 	}
 }
@@ -225,8 +227,17 @@ func discoveryCommand(child *worker.Child) *cli.Command {
 			if child != nil {
 				l = child.Listeners[discoveryListener]
 			}
-			return discoverynode.Run(ctx, cfg, discoverynode.Options{Listener: l, Version: versionText(), Log: log, Ready: ready})
+			return discoverynode.Run(ctx, cfg, discoverynode.Options{Listener: l, Version: versionText(), Etcd: openEtcd, Log: log, Ready: ready})
 		})
+}
+
+// openEtcd is the EtcdOpener of all nodes: only this package knows the engine.
+func openEtcd(cfg discovery.EtcdConfig, limits discovery.MemoryConfig, log *slog.Logger) (discovery.RemoteEngine, error) {
+	d, err := etcd.Open(cfg, limits, log)
+	if err != nil {
+		return nil, err // a nil *etcd.Directory would not be a nil RemoteEngine
+	}
+	return d, nil
 }
 
 // discoveryListener is the name of the listener that weir cluster opens for its

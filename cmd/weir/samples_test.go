@@ -20,6 +20,7 @@ import (
 // not here fails TestSamples.
 var samples = map[string]string{
 	"discovery.yaml":       "discovery",
+	"discovery-etcd.yaml":  "discovery",
 	"origin.yaml":          "origin",
 	"origin-peers.yaml":    "origin",
 	"origin-tenants.yaml":  "origin",

@@ -2,6 +2,7 @@ package discoverynode
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"time"
@@ -21,16 +22,24 @@ type Options struct {
 	// nil. Run owns it.
 	Listener net.Listener
 	Version  string
-	Log      *slog.Logger
+	// Etcd opens the engine etcd; may be nil where the engine is another one.
+	Etcd discovery.EtcdOpener
+	Log  *slog.Logger
 	// Ready, if not nil, is called once the node serves.
 	Ready func()
 }
 
-// Run serves a directory in memory until ctx ends or it cannot go on. cfg must
-// be valid.
+// Run serves a directory until ctx ends or it cannot go on. cfg must be valid.
 func Run(ctx context.Context, cfg Config, o Options) error {
 	set := metrics.NewSet()
-	engine := discovery.NewMemory(cfg.Memory(), o.Log, set)
+	engine, checks, done, err := open(cfg, o, set)
+	if err != nil {
+		if o.Listener != nil {
+			o.Listener.Close()
+		}
+		return err
+	}
+	defer done()
 	server := discovery.NewServer(cfg.ServerConfig, engine, o.Log)
 	regions, err := openRegions(cfg.Schedule)
 	if err != nil {
@@ -68,6 +77,7 @@ func Run(ctx context.Context, cfg Config, o Options) error {
 				Addresses: map[string]string{"http": l.Addr().String(), "admin": al.Addr().String()},
 			},
 			Source: admin.Source{Metrics: []*metrics.Set{set}},
+			Checks: checks,
 			Log:    o.Log,
 		})
 		g.Go(func() error { return a.Serve(ctx, al) })
@@ -85,4 +95,20 @@ func Run(ctx context.Context, cfg Config, o Options) error {
 		o.Ready()
 	}
 	return g.Wait()
+}
+
+// open returns the engine of the configuration, how it is, and how it is closed.
+func open(cfg Config, o Options, set *metrics.Set) (e discovery.Engine, checks []admin.Check, done func(), err error) {
+	if cfg.Engine != discovery.EngineEtcd {
+		return discovery.NewMemory(cfg.Memory(), o.Log, set), nil, func() {}, nil
+	}
+	if o.Etcd == nil {
+		return nil, nil, nil, errors.New("engine: this program has no etcd")
+	}
+	remote, err := o.Etcd(cfg.ServerConfig.Etcd, cfg.Memory(), o.Log)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	checks = []admin.Check{{Name: "etcd", Func: remote.Ready}}
+	return discovery.NewHub(remote, o.Log, set), checks, func() { remote.Close() }, nil
 }
