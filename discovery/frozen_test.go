@@ -47,12 +47,13 @@ func runFrozenOrigin() {
 // frozenConfig has renewals so far apart that a timer alone would be too late.
 func frozenConfig(url string) Config {
 	cfg := DefaultConfig()
-	cfg.URLs, cfg.LeaseTTL, cfg.MapSize = []string{url}, 10*time.Second, 16*units.MiB
+	cfg.URLs, cfg.LeaseTTL, cfg.MapSize = []string{url}, time.Minute, 16*units.MiB
 	return cfg
 }
 
 // An origin that is stopped for longer than its lease lasts, and goes on, gives
-// way within a second, with a watch and without.
+// way at once, with a watch and without: not only when a renewal is due, some 20 s
+// later. A second is the aim; a busy machine takes longer.
 func TestThawedOriginGivesWayAtOnce(t *testing.T) {
 	for _, c := range []struct{ name, mapSize string }{{"watching", "1"}, {"not watching", "0"}} {
 		t.Run(c.name, func(t *testing.T) {
@@ -103,7 +104,7 @@ func TestThawedOriginGivesWayAtOnce(t *testing.T) {
 				t.Fatal(err)
 			}
 			says("lost to b")
-			if took := time.Since(thawed); took > time.Second {
+			if took := time.Since(thawed); took > 8*time.Second {
 				t.Errorf("it gave way after %v", took)
 			} else {
 				t.Logf("it gave way after %v", took)

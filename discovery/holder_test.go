@@ -379,6 +379,7 @@ func TestRefusalsAreNotOutages(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
+		synctest.Wait() // for the first heartbeat, which would meet the cut
 		a.wire.setCut(true)
 		if l, err := a.Claim(ctx, "v/live/two", ClaimOptions{}); !errors.Is(err, context.Canceled) {
 			t.Errorf("Claim after its context = %+v, %v", l, err)

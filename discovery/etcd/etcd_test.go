@@ -68,7 +68,7 @@ func startNode(t *testing.T, d discovery.Directory, name string, addr discovery.
 	t.Helper()
 	n := &node{lost: make(chan discovery.Lease, 100)}
 	cfg := discovery.DefaultConfig()
-	cfg.LeaseTTL = 3 * time.Second
+	cfg.LeaseTTL = 10 * time.Second // longer than an election on a busy machine
 	n.Holder = discovery.NewHolder(d, discovery.HolderConfig{
 		Config: cfg, Self: discovery.Self{Node: name, Addr: addr},
 		OnLost: func(_ string, now discovery.Lease) { n.lost <- now },
