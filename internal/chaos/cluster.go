@@ -15,7 +15,8 @@ import (
 	"weir/internal/chaos/wire"
 )
 
-// cluster is the nodes under test.
+// cluster is the nodes under test. Its directory is in memory: members of an etcd are
+// not among the hosts.
 type cluster struct {
 	// Static.
 	cfg   *Config
