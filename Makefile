@@ -32,10 +32,10 @@ test: ## Everything that must be green: tools, lint, import rules, tests with -r
 	@echo "make test: all green"
 
 test-go: ## Unit tests of all packages with the race detector, in random order
-	CGO_ENABLED=1 $(GO) test -race -shuffle=on -count=1 -timeout 5m $(PACKAGES)
+	CGO_ENABLED=1 $(GO) test -race -shuffle=on -count=1 -timeout 10m $(PACKAGES)
 
 test-e2e: ## End-to-end tests: real processes, ffmpeg, ffprobe, rtmpdump, Chromium (one test: ARGS="-run TestName")
-	CGO_ENABLED=1 $(GO) test -race -shuffle=on -count=1 -timeout 8m -v $(ARGS) ./e2e
+	CGO_ENABLED=1 $(GO) test -race -shuffle=on -count=1 -timeout 15m -v $(ARGS) ./e2e
 
 test-chaos: ## Test the chaos checker, as root: broken builds of weir must fail it
 	$(GO) test -count=1 -timeout 9m -v $(ARGS) ./internal/chaos/wire ./internal/chaos/broken
