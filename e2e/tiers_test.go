@@ -85,3 +85,73 @@ func TestCircles(t *testing.T) {
 		})
 	}
 }
+
+// An edge of an edge of an origin, by each protocol of pulls, with and without
+// discovery: what is published at the far end comes through both tiers to the origin,
+// every tier plays it unchanged, and HLS is the same bytes everywhere.
+func TestEdgeOfEdge(t *testing.T) {
+	f := func(protocol string, discovered bool) {
+		t.Run(fmt.Sprintf("%s,discovery=%v", protocol, discovered), func(t *testing.T) {
+			more := ""
+			if discovered {
+				more = discoveryAt(startDiscovery(t, ""))
+			}
+			root, middle := free(t), free(t)
+			origin := startOrigin(t, "origin-1", root, more)
+			tier := func(id string, at, above addresses) *node {
+				n := launch(t, "edge", id, at, "workers: 2\n"+more+upstreamNodes(protocol, above))
+				n.awaitReady()
+				n.awaitWorkers(2)
+				return n
+			}
+			near := tier("edge-near", middle, root)
+			far := tier("edge-far", free(t), middle)
+
+			publishClip(t, far.rtmpURL("live/demo"))
+			origin.awaitStream("__defaultVhost__/live/demo", "live")
+			clip := ffmpegSource(t, file(t, clipFile), packets, clipKeyEvery)
+			for _, n := range []*node{origin, near, far} {
+				for _, url := range []string{n.rtmpURL("live/demo"), n.httpURL("live/demo.flv")} {
+					clip.require(t, "ffmpeg at "+url, ffmpegFrames(t, url, 2*time.Second, packets), 40, rules{})
+				}
+			}
+			if !discovered { // with it the far edge goes to the owner at once
+				if got := near.awaitStream("__defaultVhost__/live/demo", "live"); !strings.Contains(got.Source, origin.rtmp) && !strings.Contains(got.Source, origin.http) &&
+					!strings.HasPrefix(got.Source, "worker ") && !strings.HasPrefix(got.Source, "publish") {
+					t.Errorf("the near edge has it from %s", got.Source)
+				}
+			}
+
+			var name string
+			eventually(t, waitTimeout, "a playlist at the far edge", func() error {
+				f, err := tryGet(far.httpURL("live/demo.m3u8"))
+				if err != nil {
+					return err
+				}
+				for line := range strings.Lines(string(f.body)) {
+					if strings.Contains(line, ".ts") {
+						name = strings.TrimSpace(line)
+					}
+				}
+				if f.status != http.StatusOK || name == "" {
+					return fmt.Errorf("%d %s", f.status, f.body)
+				}
+				return nil
+			})
+			path := strings.TrimPrefix(name, "/")
+			if !strings.Contains(path, "/") {
+				path = "live/" + path
+			}
+			want := get(t, origin.httpURL(path))
+			for _, n := range []*node{near, far} {
+				got := get(t, n.httpURL(path))
+				if got.status != http.StatusOK || len(want.body) == 0 || string(got.body) != string(want.body) || got.header.Get("ETag") != want.header.Get("ETag") {
+					t.Errorf("%s at %s: %d, %d bytes, ETag %s; the origin has %d bytes, ETag %s", path, n.id, got.status, len(got.body),
+						got.header.Get("ETag"), len(want.body), want.header.Get("ETag"))
+				}
+			}
+		})
+	}
+	f("rtmp", false)
+	f("http-flv", true)
+}

@@ -38,7 +38,8 @@ type Edge struct {
 	metrics  edgeMetrics
 	owners   *discovery.Resolver // nil without discovery
 	origins  func(ctx context.Context) ([]discovery.Node, error)
-	pulls    groups // for pulls and publishers
+	pulls    groups // for pulls: the upstreams that speak pull.protocol
+	pushes   groups // for publishers: those that speak RTMP
 	https    groups // for HLS
 	health   *health
 	others   *discovery.Elsewhere
@@ -147,12 +148,14 @@ func New(cfg Config, o Options) *Edge {
 // pulls of a tenant that is gone, go on with what they have.
 func (e *Edge) SetVhosts(v vhost.Vhosts) {
 	e.table.Replace(v)
-	pulls, https := map[string]*upstreams{}, map[string]*upstreams{}
+	pulls, pushes, https := map[string]*upstreams{}, map[string]*upstreams{}, map[string]*upstreams{}
 	for _, v := range e.table.All() {
 		pulls[v.Name] = e.group(v, preferred(v.Config.Upstreams, e.cfg.Pull.Protocol), e.names)
+		pushes[v.Name] = e.group(v, withScheme(v.Config.Upstreams, "rtmp"), e.names)
 		https[v.Name] = e.group(v, withScheme(v.Config.Upstreams, "http"), e.names)
 	}
 	e.pulls.replace(pulls)
+	e.pushes.replace(pushes)
 	e.https.replace(https)
 }
 

@@ -324,7 +324,7 @@ const maxGuesses = 16
 // stream of that name. Those that failed a moment ago come last.
 func (f *fetcher) guess(ctx context.Context, t vhost.Target) []string {
 	var all []vhost.Upstream
-	group := f.edge.pulls.of(t.Key.Vhost)
+	group := f.edge.pushes.of(t.Key.Vhost)
 	if f.edge.origins != nil {
 		upstreams, _ := group.pick(ctx, t.Key.String())
 		upstreams = append(slices.Clone(upstreams), group.list...) // addresses and names

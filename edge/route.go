@@ -57,7 +57,7 @@ func (e *Edge) pullUpstream(ctx context.Context, t vhost.Target, via string, tra
 // errGone only if all said so: a stream may be where nobody answered.
 func tryAll[T any](ctx context.Context, e *Edge, t vhost.Target, trail *trail, try func(context.Context, vhost.Upstream) (T, error)) (T, error) {
 	var none T
-	candidates, named, err := e.candidates(ctx, t)
+	candidates, named, err := e.candidates(ctx, t, e.pulls.of(t.Key.Vhost), e.cfg.Pull.Protocol)
 	if err != nil {
 		return none, err
 	}
@@ -103,10 +103,10 @@ func (e *Edge) doubt(key string) {
 }
 
 // candidates returns the upstreams to be tried for a stream: its owner, if
-// discovery knows one, and then those that the vhost's policy picks. If discovery
-// knows that nobody owns the stream, that is the answer. named is the epoch of the
-// owner, 0 if it is not known.
-func (e *Edge) candidates(ctx context.Context, t vhost.Target) (list []vhost.Upstream, named uint64, err error) {
+// discovery knows one, where it is reached by protocol, and then those of group that
+// the vhost's policy picks. If discovery knows that nobody owns the stream, that is
+// the answer. named is the epoch of the owner, 0 if it is not known.
+func (e *Edge) candidates(ctx context.Context, t vhost.Target, group *upstreams, protocol Protocol) (list []vhost.Upstream, named uint64, err error) {
 	var asked error
 	if e.owners != nil {
 		l, err := e.owners.Lookup(ctx, t.Key.String())
@@ -115,7 +115,7 @@ func (e *Edge) candidates(ctx context.Context, t vhost.Target) (list []vhost.Ups
 			if l.Addr.HTTP != "" {
 				e.fetcher.owns(t.Key.String(), l.Addr.HTTP)
 			}
-			if up, ok := e.addressOf(l.Addr); ok {
+			if up, ok := addressOf(l.Addr, protocol); ok {
 				list = append(list, up)
 			}
 		} else if errors.Is(err, discovery.ErrNotFound) {
@@ -124,7 +124,7 @@ func (e *Edge) candidates(ctx context.Context, t vhost.Target) (list []vhost.Ups
 			asked = err
 		}
 	}
-	picked, err := e.pulls.of(t.Key.Vhost).pick(ctx, t.Key.String())
+	picked, err := group.pick(ctx, t.Key.String())
 	for _, up := range picked {
 		if !slices.Contains(list, up) {
 			list = append(list, up)
@@ -142,10 +142,11 @@ func (e *Edge) candidates(ctx context.Context, t vhost.Target) (list []vhost.Ups
 	return nil, 0, err
 }
 
-// addressOf returns where a stream is pulled from at its owner.
-func (e *Edge) addressOf(a discovery.Addr) (vhost.Upstream, bool) {
+// addressOf returns where an owner is reached by a protocol or, if it has no address
+// for that, by the other.
+func addressOf(a discovery.Addr, by Protocol) (vhost.Upstream, bool) {
 	rtmp, http := vhost.Upstream{Scheme: "rtmp", Addr: a.RTMP}, vhost.Upstream{Scheme: "http", Addr: a.HTTP}
-	if e.cfg.Pull.Protocol == PullFLV {
+	if by == PullFLV {
 		rtmp, http = http, rtmp
 	}
 	if rtmp.Addr != "" {
@@ -236,12 +237,13 @@ const brief = 100 * time.Millisecond
 // publishCandidates returns the upstreams that a publisher may be forwarded to:
 // the owner of the name, the vhost's upstreams, or any origin that is up.
 func (e *Edge) publishCandidates(ctx context.Context, t vhost.Target) ([]vhost.Upstream, error) {
-	list, _, err := e.candidates(ctx, t)
+	group := e.pushes.of(t.Key.Vhost)
+	list, _, err := e.candidates(ctx, t, group, PullRTMP)
 	if errors.Is(err, errGone) { // a name that is free
-		list, err = e.pulls.of(t.Key.Vhost).pick(ctx, t.Key.String())
+		list, err = group.pick(ctx, t.Key.String())
 	}
 	list = slices.DeleteFunc(slices.Clone(list), func(u vhost.Upstream) bool { return u.Scheme != "rtmp" })
-	if e.origins != nil && len(e.pulls.of(t.Key.Vhost).list) == 0 {
+	if e.origins != nil && len(group.list) == 0 {
 		patience := time.Second
 		if errors.Is(err, discovery.ErrUnavailable) { // it has just been waited for
 			patience = brief
