@@ -45,13 +45,14 @@ func run(m *testing.M) int {
 
 // The binaries are made on first use; tests that need none do not wait for them.
 var (
-	buildRace  = sync.OnceValues(func() (string, error) { return build("weir", "1", "-race") })
-	buildPlain = sync.OnceValues(func() (string, error) { return build("weir-plain", "0") })
+	buildRace  = sync.OnceValues(func() (string, error) { return build("weir", "e2e", "1", "-race") })
+	buildNext  = sync.OnceValues(func() (string, error) { return build("weir-next", "e2e-next", "1", "-race") })
+	buildPlain = sync.OnceValues(func() (string, error) { return build("weir-plain", "e2e", "0") })
 )
 
-func build(name, cgo string, flags ...string) (string, error) {
+func build(name, version, cgo string, flags ...string) (string, error) {
 	path := filepath.Join(workshop, name)
-	args := append(append([]string{"build"}, flags...), "-ldflags", "-X main.version=e2e", "-o", path, "weir/cmd/weir")
+	args := append(append([]string{"build"}, flags...), "-ldflags", "-X main.version="+version, "-o", path, "weir/cmd/weir")
 	cmd := exec.Command("go", args...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED="+cgo)
 	if out, err := cmd.CombinedOutput(); err != nil {

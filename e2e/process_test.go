@@ -62,7 +62,13 @@ func start(t testing.TB, name, path string, args ...string) *process {
 // startWeir runs the binary under test.
 func startWeir(t testing.TB, name string, args ...string) *process {
 	t.Helper()
-	cmd := exec.Command(weirBinary(t), args...)
+	return startProgram(t, name, weirBinary(t), args...)
+}
+
+// startProgram runs a weir at a path of its own.
+func startProgram(t testing.TB, name, path string, args ...string) *process {
+	t.Helper()
+	cmd := exec.Command(path, args...)
 	// A race ends the process at once, so that it cannot go unnoticed.
 	cmd.Env = append(os.Environ(), "GORACE=halt_on_error=1 exitcode=66")
 	p := startWith(t, name, cmd)

@@ -29,12 +29,18 @@ type configured struct {
 // addresses for RTMP, HTTP and the admin server.
 func startConfigured(t testing.TB, role, text string) *configured {
 	t.Helper()
+	return startConfiguredAs(t, weirBinary(t), role, text)
+}
+
+// startConfiguredAs starts a node that runs the weir at a path of its own.
+func startConfiguredAs(t testing.TB, path, role, text string) *configured {
+	t.Helper()
 	var a addresses
 	a.fill(t)
 	c := &configured{node: &node{id: role + "-1", rtmp: a.rtmp, http: a.http, admin: a.admin}}
 	c.text = fmt.Sprintf("role: %s\nnode: {id: %s-1}\nrtmp: {listen: %q}\nhttp: {listen: %q}\nadmin: {listen: %q}\n%sload: {soft_limit: 0, hard_limit: 0}\n", role, role, a.rtmp, a.http, a.admin, text)
 	c.path = writeConfig(t, c.id, c.text)
-	c.process = startWeir(t, c.id, role, "-c", c.path)
+	c.process = startProgram(t, c.id, path, role, "-c", c.path)
 	c.awaitReady()
 	return c
 }

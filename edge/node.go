@@ -15,8 +15,8 @@ import (
 	"weir/internal/admin"
 	"weir/internal/drain"
 	"weir/internal/load"
-	"weir/internal/node"
 	"weir/internal/reload"
+	"weir/internal/upgrade"
 	"weir/internal/worker"
 )
 
@@ -44,6 +44,12 @@ type NodeOptions struct {
 	// Both may be nil.
 	Read   func() (file []byte, name string, err error)
 	Reload <-chan struct{}
+	// Upgrade asks for another program in this one's place: that at the path which
+	// Program returns. From is what the program before has left, if there was one. All
+	// may be nil: without Program the node refuses.
+	Upgrade <-chan struct{}
+	Program func() (path string, err error)
+	From    *worker.Takeover
 }
 
 // Run runs an edge node: it supervises the workers, answers the admin interface
@@ -56,6 +62,13 @@ func Run(ctx context.Context, cfg Config, o NodeOptions) error {
 	if count == 0 {
 		count = runtime.GOMAXPROCS(0)
 	}
+	if n := o.From.Count(spec); n > 0 {
+		count = n
+	}
+	before, err := inheritance(o.From)
+	if err != nil {
+		return err
+	}
 	s, err := worker.Open(ctx, worker.Options{
 		Config: cfg.Supervision, Log: o.Log, Metrics: set,
 		Specs: []worker.Spec{{
@@ -63,6 +76,7 @@ func Run(ctx context.Context, cfg Config, o NodeOptions) error {
 			Listen:    listens(cfg),
 			RollGrace: rollGrace(cfg),
 		}},
+		From: o.From,
 	})
 	if err != nil {
 		return err
@@ -86,7 +100,7 @@ func Run(ctx context.Context, cfg Config, o NodeOptions) error {
 	}
 	var adminListener net.Listener
 	if cfg.Admin.Listen != "" {
-		if adminListener, err = node.Listen(ctx, "admin.listen", cfg.Admin.Listen); err != nil {
+		if adminListener, err = before.listenAdmin(ctx, cfg.Admin.Listen); err != nil {
 			return err
 		}
 	}
@@ -104,6 +118,9 @@ func Run(ctx context.Context, cfg Config, o NodeOptions) error {
 		Config: cfg.Load, Process: process, Workers: admin.WorkerLoads(workers, dial), Count: count, Log: o.Log, Set: set,
 	})
 	me := self(cfg, rtmp, http)
+	if before.Instance != "" {
+		me.Instance = before.Instance
+	}
 	var drained *drain.Node
 	now := func() discovery.Node {
 		state := discovery.StateStarting
@@ -129,6 +146,11 @@ func Run(ctx context.Context, cfg Config, o NodeOptions) error {
 	change := &reloader{
 		running: cfg, file: o.File, supervisor: s, configure: admin.ConfigureWorkers(workers, dial), drained: drained, log: o.Log,
 	}
+	upgrades := upgrade.New(upgrade.Options{
+		Version: o.Version, Last: before.Upgrade, Log: o.Log, Set: set, Refused: noUpgrade(o.Program),
+		Do: (&upgrader{reloader: change, program: o.Program, instance: me.Instance, admin: adminListener}).do,
+	})
+	g.Go(func() error { return upgrades.Serve(ctx, o.Upgrade) })
 	reloads := reload.New(reload.Options{File: o.File, Read: o.Read, Apply: change.apply, Log: o.Log, Set: set})
 	g.Go(func() error { return reloads.Serve(ctx, o.Reload) })
 	g.Go(func() error { return drained.Run(ctx) })
@@ -145,13 +167,16 @@ func Run(ctx context.Context, cfg Config, o NodeOptions) error {
 			Load:    meter.Load,
 			Source:  admin.Source{Metrics: []*metrics.Set{set}},
 			Checks:  []admin.Check{{Name: "workers", Func: s.CheckReady}},
-			Workers: workers, DialWorker: dial, Drain: drained, Reload: reloads,
+			Workers: workers, DialWorker: dial, Drain: drained, Reload: reloads, Upgrade: upgrades,
 			Log: o.Log,
 		})
 		g.Go(func() error { return server.Serve(ctx, adminListener) })
 	}
 	if directory != nil {
 		g.Go(func() error {
+			if o.From != nil { // not to count as full for a moment
+				awaitLoad(ctx, meter)
+			}
 			return discovery.Announce(ctx, directory, cfg.Discovery.Heartbeat, meter.Jumps(), now, o.Log)
 		})
 	}

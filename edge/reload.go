@@ -2,8 +2,10 @@ package edge
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 
 	"weir/configs"
 	"weir/internal/drain"
@@ -21,19 +23,28 @@ var (
 	}
 )
 
-// reloader puts configurations in force at the supervisor of an edge. One call of
-// apply at a time.
+// reloader puts configurations in force at the supervisor of an edge.
 type reloader struct {
-	running    Config
-	file       []byte // of running
+	// Static.
 	supervisor *worker.Supervisor
 	configure  func(ctx context.Context, file []byte) error // the workers, where they are
 	drained    *drain.Node
 	log        *slog.Logger
+
+	changing sync.Mutex // held by a reload and by an upgrade, for all their time
+	running  Config     // guarded by changing
+	file     []byte     // guarded by changing; of running
 }
+
+// errUpgrading refuses a reload.
+var errUpgrading = errors.New("an upgrade is under way: reload when it is done")
 
 // apply is a reload.Options.Apply.
 func (r *reloader) apply(ctx context.Context, file []byte, name string) (reload.Outcome, error) {
+	if !r.changing.TryLock() {
+		return reload.Outcome{}, errUpgrading
+	}
+	defer r.changing.Unlock()
 	cfg := Default()
 	if err := configs.Parse(name, file, &cfg); err != nil {
 		return reload.Outcome{}, err
@@ -59,8 +70,8 @@ func (r *reloader) apply(ctx context.Context, file []byte, name string) (reload.
 		}
 	}
 	if roll {
-		if err := r.supervisor.Roll(ctx, spec, file); err != nil {
-			if back := r.supervisor.Roll(ctx, spec, r.file); back != nil {
+		if err := r.supervisor.Roll(ctx, spec, nil, file); err != nil {
+			if back := r.supervisor.Roll(ctx, spec, nil, r.file); back != nil {
 				return reload.Outcome{}, fmt.Errorf("%w; and not all workers have the old one again: %w", err, back)
 			}
 			return reload.Outcome{}, err

@@ -22,6 +22,7 @@ import (
 	"weir/internal/node"
 	"weir/internal/reload"
 	"weir/internal/session"
+	"weir/internal/upgrade"
 )
 
 // NodeOptions are what Run needs beyond the configuration.
@@ -40,6 +41,8 @@ type NodeOptions struct {
 	File   []byte
 	Read   func() (file []byte, name string, err error)
 	Reload <-chan struct{}
+	// Upgrade asks for another program in this one's place, which is refused.
+	Upgrade <-chan struct{}
 }
 
 // Run runs an origin until ctx ends, which ends all sessions at once, or it has
@@ -159,6 +162,8 @@ func Run(ctx context.Context, cfg Config, opt NodeOptions) error {
 	change := &reloader{running: cfg, origin: o, door: door, open: open, drained: drained}
 	reloads := reload.New(reload.Options{File: opt.File, Read: opt.Read, Apply: change.apply, Log: log, Set: set})
 	g.Go(func() error { return reloads.Serve(ctx, opt.Reload) })
+	upgrades := upgrade.New(upgrade.Options{Version: opt.Version, Refused: errOneProcess, Log: log, Set: set})
+	g.Go(func() error { return upgrades.Serve(ctx, opt.Upgrade) })
 	if l := adminListener; l != nil {
 		server := admin.New(admin.Options{
 			Config: cfg.Admin,
@@ -176,8 +181,8 @@ func Run(ctx context.Context, cfg Config, opt NodeOptions) error {
 			},
 			Checks: []admin.Check{{Name: "discovery", Func: func(context.Context) error { return holder.Err() }}},
 			Drain:  drained,
-			Reload: reloads,
-			Log:    log,
+			Reload: reloads, Upgrade: upgrades,
+			Log: log,
 		})
 		g.Go(func() error { return server.Serve(ctx, l) })
 	}
@@ -198,6 +203,9 @@ func Run(ctx context.Context, cfg Config, opt NodeOptions) error {
 	}
 	return g.Wait()
 }
+
+// errOneProcess refuses an upgrade.
+var errOneProcess = errors.New("an origin is one process with the connections of its publishers: drain it, which carries them over to other origins, and start it again")
 
 // answerClusters answers the question of SRS nodes and peers for the owner of a
 // stream. Only streams of this node count: origins that asked each other on

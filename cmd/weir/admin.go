@@ -16,6 +16,7 @@ import (
 
 	"weir/internal/drain"
 	"weir/internal/reload"
+	"weir/internal/upgrade"
 )
 
 // adminFlags are those of commands that talk to a node's admin server.
@@ -106,6 +107,60 @@ func reloadCommand() *cli.Command {
 			fmt.Fprintf(c.App.Writer, "version %d, %s, %s: %s\n", s.Version, s.Hash, how, strings.Join(s.Last.Changed, " "))
 			return nil
 		},
+	}
+}
+
+func upgradeCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "upgrade",
+		Usage: "have an edge go on as the program that is at its path now, without losing a connection",
+		Flags: adminFlags(),
+		Action: func(c *cli.Context) error {
+			if err := noArguments(c); err != nil {
+				return err
+			}
+			var s upgrade.Status
+			if err := callAdmin(c, http.MethodPost, "/api/v1/upgrade", &s); err != nil {
+				return err
+			}
+			return awaitUpgraded(c)
+		},
+	}
+}
+
+// The looks at an upgrade, and how long a node may be silent in it: when it goes over
+// to the next program, requests to the admin server are cut or wait.
+const (
+	upgradeLookEvery = 200 * time.Millisecond
+	upgradeSilence   = 10 * time.Second
+)
+
+// awaitUpgraded waits for the end of an upgrade and tells it.
+func awaitUpgraded(c *cli.Context) error {
+	ticker := time.NewTicker(upgradeLookEvery)
+	defer ticker.Stop()
+	for heard := time.Now(); ; {
+		var s upgrade.Status
+		err := callAdmin(c, http.MethodGet, "/api/v1/upgrade", &s)
+		switch {
+		case err != nil && time.Since(heard) > upgradeSilence:
+			return err
+		case err != nil:
+		case s.Running:
+			heard = time.Now()
+		case s.Last == nil:
+			return fail(exitFailed, errors.New("the node has been started anew meanwhile; its log says why"))
+		case s.Last.Result != upgrade.Upgraded:
+			return fail(exitRefused, fmt.Errorf("the program before (%s) goes on: %s", s.Version, s.Last.Error))
+		default:
+			fmt.Fprintf(c.App.Writer, "upgraded from %s to %s in %.1f s\n", s.Last.From, s.Last.To, s.Last.Seconds)
+			return nil
+		}
+		select {
+		case <-ticker.C:
+		case <-c.Context.Done():
+			return fail(exitFailed, errors.New("not waited for the end; the upgrade goes on"))
+		}
 	}
 }
 

@@ -219,7 +219,7 @@ func tryCommand(words []string) error {
 	for i, w := range words {
 		words[i] = strings.Trim(w, `"'`)
 	}
-	app := newApp(nil, io.Discard, io.Discard)
+	app := newApp(nil, nil, io.Discard, io.Discard)
 	for _, c := range app.Commands {
 		takes := map[string]int{"push": 2, "pull": 1}[c.Name]
 		if c.Name == "check" {
@@ -303,7 +303,7 @@ func TestFlagsInDocument(t *testing.T) {
 			sections[name] += line
 		}
 	}
-	app := newApp(nil, io.Discard, io.Discard)
+	app := newApp(nil, nil, io.Discard, io.Discard)
 	want := map[string][]cli.Flag{"": append(slices.Clone(app.Flags), cli.HelpFlag)}
 	for _, c := range app.Commands {
 		if !c.Hidden {

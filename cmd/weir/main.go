@@ -43,13 +43,18 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "weir:", err)
 		return exitFailed
 	}
+	before, err := worker.TakeOver()
+	if err != nil && !errors.Is(err, worker.ErrNoTakeover) {
+		fmt.Fprintln(stderr, "weir:", err)
+		return exitFailed
+	}
 	ctx := context.Background()
 	if child == nil {
 		var stop context.CancelFunc
 		ctx, stop = signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 		defer stop()
 	}
-	app := newApp(child, stdout, stderr)
+	app := newApp(child, before, stdout, stderr)
 	if err := app.RunContext(ctx, args); err != nil {
 		fmt.Fprintln(stderr, "weir:", err)
 		var coded cli.ExitCoder
@@ -79,7 +84,7 @@ func usage(format string, args ...any) error {
 	return fail(exitUsage, fmt.Errorf(format, args...))
 }
 
-func newApp(child *worker.Child, stdout, stderr io.Writer) *cli.App {
+func newApp(child *worker.Child, before *worker.Takeover, stdout, stderr io.Writer) *cli.App {
 	app := &cli.App{
 		Name:            "weir",
 		Usage:           "an edge/origin live-streaming cluster in one binary",
@@ -102,9 +107,9 @@ func newApp(child *worker.Child, stdout, stderr io.Writer) *cli.App {
 		},
 		Commands: []*cli.Command{
 			clusterCommand(),
-			originCommand(child), edgeCommand(child), discoveryCommand(child),
+			originCommand(child), edgeCommand(child, before), discoveryCommand(child),
 			checkCommand(),
-			drainCommand(), undrainCommand(), reloadCommand(),
+			drainCommand(), undrainCommand(), reloadCommand(), upgradeCommand(),
 			pushCommand(), pullCommand(), benchCommand(), simulateCommand(),
 			versionCommand(),
 			workerCommand(child), floorCommand(),

@@ -26,7 +26,7 @@ func TestUsageErrors(t *testing.T) {
 				strings.Join(args, " "), code, exitUsage, want, stdout, stderr)
 		}
 	}
-	for _, c := range newApp(nil, nil, nil).Commands {
+	for _, c := range newApp(nil, nil, nil, nil).Commands {
 		f("weir "+c.Name+" --help", c.Name, "--foo")
 	}
 	f("weir --help", "--foo")
@@ -53,7 +53,7 @@ func TestUsageErrors(t *testing.T) {
 
 // Help is asked for with --help only, at every command.
 func TestHelp(t *testing.T) {
-	for _, c := range newApp(nil, nil, nil).Commands {
+	for _, c := range newApp(nil, nil, nil, nil).Commands {
 		code, stdout, stderr := weir(c.Name, "--help")
 		if code != 0 || stderr != "" || !strings.Contains(stdout, "weir "+c.Name) || strings.Contains(stdout, "help, h ") {
 			t.Errorf("weir %s --help: exit code %d\n%s%s", c.Name, code, stdout, stderr)

@@ -28,8 +28,9 @@ func configFile(usage string) *cli.StringFlag {
 }
 
 // nodeCommand returns the command that runs one node. A supervised node gets its
-// configuration from its supervisor, all others from the file.
-func nodeCommand(child *worker.Child, role, about string, serve func(ctx context.Context, c *cli.Context, file []byte, name string, log *slog.Logger, ready func()) error) *cli.Command {
+// configuration from its supervisor, one that runs by an upgrade from the program
+// before, all others from the file.
+func nodeCommand(child *worker.Child, before *worker.Takeover, role, about string, serve func(ctx context.Context, c *cli.Context, file []byte, name string, log *slog.Logger, ready func()) error) *cli.Command {
 	return &cli.Command{
 		Name:  role,
 		Usage: about,
@@ -49,6 +50,8 @@ func nodeCommand(child *worker.Child, role, about string, serve func(ctx context
 			case child != nil:
 				defer child.Close()
 				ctx, ready, file, name = child.Context(), child.Ready, child.Config, "configuration of "+child.Name
+			case before != nil:
+				file, name = before.Config, "configuration in force"
 			case c.String("config") != "":
 				name = c.String("config")
 				if file, err = configs.Read(name); err != nil {
@@ -66,7 +69,7 @@ func nodeCommand(child *worker.Child, role, about string, serve func(ctx context
 }
 
 func originCommand(child *worker.Child) *cli.Command {
-	return nodeCommand(child, "origin", "run an origin: takes publishers and owns their streams",
+	return nodeCommand(child, nil, "origin", "run an origin: takes publishers and owns their streams",
 		func(ctx context.Context, c *cli.Context, file []byte, name string, log *slog.Logger, ready func()) error {
 			cfg := origin.Default()
 			if err := configs.Parse(name, file, &cfg); err != nil {
@@ -74,29 +77,42 @@ func originCommand(child *worker.Child) *cli.Command {
 			}
 			ctx, terminate, stop := drainOnTerminate(ctx, child, log)
 			defer stop()
-			hangup, unhook := onHangup()
+			hangup, unhook := onSignal(syscall.SIGHUP)
 			defer unhook()
+			usr2, unhookUpgrade := onSignal(syscall.SIGUSR2)
+			defer unhookUpgrade()
 			return origin.Run(ctx, cfg, origin.NodeOptions{
 				File: file, Version: versionText(), Log: log, Ready: ready, Terminate: terminate,
-				Read: rereader(c, child), Reload: hangup, Etcd: openEtcd,
+				Read: rereader(c, child), Reload: hangup, Upgrade: usr2, Etcd: openEtcd,
 			})
 		})
 }
 
-func edgeCommand(child *worker.Child) *cli.Command {
-	return nodeCommand(child, "edge", "run an edge node: serves players, one worker process per core",
+func edgeCommand(child *worker.Child, before *worker.Takeover) *cli.Command {
+	return nodeCommand(child, before, "edge", "run an edge node: serves players, one worker process per core",
 		func(ctx context.Context, c *cli.Context, file []byte, name string, log *slog.Logger, ready func()) error {
 			cfg := edge.Default()
 			if err := configs.Parse(name, file, &cfg); err != nil {
 				return fail(exitUsage, err)
 			}
+			if before != nil && before.Trial {
+				fmt.Fprintln(c.App.Writer, versionText())
+				return nil
+			}
 			ctx, terminate, stop := drainOnTerminate(ctx, child, log)
 			defer stop()
-			hangup, unhook := onHangup()
+			hangup, unhook := onSignal(syscall.SIGHUP)
 			defer unhook()
+			usr2, unhookUpgrade := onSignal(syscall.SIGUSR2)
+			defer unhookUpgrade()
+			program := worker.Program
+			if child != nil {
+				program = nil
+			}
 			return edge.Run(ctx, cfg, edge.NodeOptions{
 				File: file, WorkerArgs: []string{workerName}, WorkerEnv: logEnvironment(c), Version: versionText(), Log: log, Ready: ready,
 				Terminate: terminate, Read: rereader(c, child), Reload: hangup, Etcd: openEtcd,
+				Upgrade: usr2, Program: program, From: before,
 			})
 		})
 }
@@ -141,11 +157,12 @@ func drainOnTerminate(ctx context.Context, child *worker.Child, log *slog.Logger
 	}
 }
 
-// onHangup returns a channel that gets something for each SIGHUP, by which operators
-// reload servers. The caller calls stop at its end.
-func onHangup() (asked <-chan struct{}, stop func()) {
+// onSignal returns a channel that gets something for each signal of a kind: SIGHUP, by
+// which operators reload servers, or SIGUSR2, by which they upgrade them. The caller
+// calls stop at its end.
+func onSignal(s os.Signal) (asked <-chan struct{}, stop func()) {
 	signals, told, done := make(chan os.Signal, 1), make(chan struct{}, 1), make(chan struct{})
-	signal.Notify(signals, syscall.SIGHUP)
+	signal.Notify(signals, s)
 	var running sync.WaitGroup
 	running.Go(func() {
 		for {
@@ -153,7 +170,7 @@ func onHangup() (asked <-chan struct{}, stop func()) {
 			case <-signals:
 				select {
 				case told <- struct{}{}:
-				default: // one is due already, and will read the same file
+				default: // one is due already
 				}
 			case <-done:
 				return
@@ -216,13 +233,13 @@ func workerCommand(child *worker.Child) *cli.Command {
 }
 
 func discoveryCommand(child *worker.Child) *cli.Command {
-	return nodeCommand(child, "discovery", "run a discovery server: the directory of streams and nodes",
+	return nodeCommand(child, nil, "discovery", "run a discovery server: the directory of streams and nodes",
 		func(ctx context.Context, _ *cli.Context, file []byte, name string, log *slog.Logger, ready func()) error {
 			cfg := discoverynode.Default()
 			if err := configs.Parse(name, file, &cfg); err != nil {
 				return fail(exitUsage, err)
 			}
-			signal.Ignore(syscall.SIGHUP) // its few keys need a restart, which costs nobody anything
+			signal.Ignore(syscall.SIGHUP, syscall.SIGUSR2) // they need a restart, which costs nobody anything
 			var l net.Listener
 			if child != nil {
 				l = child.Listeners[discoveryListener]

@@ -27,6 +27,7 @@ import (
 	"weir/internal/drain"
 	"weir/internal/load"
 	"weir/internal/reload"
+	"weir/internal/upgrade"
 )
 
 // Limits of the server. They bound what a client can hold, not what it may
@@ -75,6 +76,8 @@ type Options struct {
 	Drain *drain.Node
 	// Reload, if not nil, is what POST and GET of /api/v1/reload act on.
 	Reload *reload.Node
+	// Upgrade, if not nil, is what POST and GET of /api/v1/upgrade act on.
+	Upgrade *upgrade.Node
 	// Log gets warnings. Required.
 	Log *slog.Logger
 }
@@ -113,6 +116,9 @@ func New(o Options) *Server {
 	}
 	if o.Reload != nil {
 		guarded("/api/v1/reload", only(s.reload, http.MethodGet, http.MethodHead, http.MethodPost))
+	}
+	if o.Upgrade != nil {
+		guarded("/api/v1/upgrade", only(s.upgrade, http.MethodGet, http.MethodHead, http.MethodPost))
 	}
 	guarded("/{$}", get(overview()))
 	guarded("/", http.HandlerFunc(notFound))

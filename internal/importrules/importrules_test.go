@@ -32,9 +32,9 @@ var allowed = map[string]string{
 	// Roles. They are where the parts meet, so their lines are long; what
 	// matters is what they leave out: each other.
 	"edge": "configs discovery hls internal/admin internal/admission internal/drain internal/flv internal/httpserver internal/limit internal/load" +
-		" internal/media internal/node internal/reload internal/rtmp internal/session internal/stream internal/units internal/vhost internal/worker",
+		" internal/media internal/node internal/reload internal/rtmp internal/session internal/stream internal/units internal/upgrade internal/vhost internal/worker",
 	"origin": "configs discovery hls internal/admin internal/admission internal/drain internal/flv internal/httpserver internal/limit internal/load" +
-		" internal/media internal/node internal/reload internal/rtmp internal/session internal/stream internal/units internal/vhost",
+		" internal/media internal/node internal/reload internal/rtmp internal/session internal/stream internal/units internal/upgrade internal/vhost",
 	"discovery": "configs discovery/schedule internal/units",
 	// Decisions alone: nodes come in, a choice goes out.
 	"discovery/schedule": "internal/units",
@@ -75,8 +75,9 @@ var allowed = map[string]string{
 	"internal/limit":             "",
 	"internal/vhost":             "configs hls", // a tenant is configured as a whole
 	"internal/worker":            "",
-	"internal/admin":             "configs internal/drain internal/load internal/node internal/reload",
+	"internal/admin":             "configs internal/drain internal/load internal/node internal/reload internal/upgrade",
 	"internal/reload":            "", // gets what it applies as functions
+	"internal/upgrade":           "", // gets what it does as a function
 	"internal/drain":             "", // paces what it knows only by interfaces
 	"internal/load":              "internal/units",
 	"internal/admission":         "discovery internal/load internal/session internal/ticket",

@@ -25,7 +25,7 @@ import (
 const handoverVariable = "WEIR_CHILD"
 
 // handoverVersion changes with the meaning of any field of handover. Parent
-// and child are the same binary, except after an upgrade in place.
+// and child are the same program, except during an upgrade.
 const handoverVersion = 1
 
 // maxConfig bounds the configuration of a child in bytes.
@@ -139,6 +139,7 @@ func Inherit() (*Child, error) {
 		return nil, ErrNotChild
 	}
 	os.Unsetenv(handoverVariable)
+	keepName()
 	c, err := inherit([]byte(text))
 	if err != nil {
 		return nil, fmt.Errorf("inherit from the supervisor: %w", err)

@@ -32,6 +32,13 @@ func TestMain(m *testing.M) {
 		os.Exit(2)
 	case os.Getenv(supervisorVariable) != "":
 		os.Exit(supervisorMain())
+	case os.Getenv(upgradeVariable) != "":
+		left, err := TakeOver()
+		if err != nil && !errors.Is(err, ErrNoTakeover) {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(2)
+		}
+		os.Exit(upgradableMain(left))
 	}
 	// A program with the race detector sleeps a second at its exit, unless:
 	os.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE"))

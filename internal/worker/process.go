@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"slices"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -35,27 +34,35 @@ type process struct {
 	restartCounter *metrics.Counter // may be nil
 
 	// Owned by run.
-	config   []byte
-	failures int // deaths in a row, none of which had lived for RestartReset
+	program  program   // what is started next
+	failures int       // deaths in a row, none of which had lived for RestartReset
+	adopted  *instance // was left by the program before; nil once run has it
 
 	// Guarded by mu.
 	mu        sync.Mutex
 	phase     Phase
 	pid       int
+	current   *instance // that is running, nil if none is
 	starts    int
 	startedAt time.Time
 	lastExit  string
 }
 
-// rollRequest asks for a restart with another configuration.
-type rollRequest struct {
+// program is what an instance is started with.
+type program struct {
+	image  *Image
 	config []byte
-	quiet  bool       // without the restart: for the next one
-	done   chan error // gets one answer; has room for it
 }
 
-func (p *process) roll(ctx context.Context, config []byte) error {
-	return p.ask(ctx, rollRequest{config: config, done: make(chan error, 1)})
+// rollRequest asks for a restart with another program.
+type rollRequest struct {
+	program program
+	quiet   bool       // without the restart: the configuration is for the next one
+	done    chan error // gets one answer; has room for it
+}
+
+func (p *process) roll(ctx context.Context, to program) error {
+	return p.ask(ctx, rollRequest{program: to, done: make(chan error, 1)})
 }
 
 func (p *process) ask(ctx context.Context, r rollRequest) error {
@@ -81,8 +88,8 @@ func (p *process) run(ctx context.Context) error {
 	defer p.set(func() { p.phase = Stopped })
 	var (
 		everReady bool
-		rolling   *rollRequest // the configuration in use is on trial
-		previous  []byte       // what it was before the trial
+		rolling   *rollRequest // the program in use is on trial
+		previous  program      // what it was before the trial
 	)
 	for {
 		end := p.runOnce(ctx, func() {
@@ -99,8 +106,8 @@ func (p *process) run(ctx context.Context) error {
 			return nil
 		}
 		if end.roll != nil {
-			rolling, previous = end.roll, p.config
-			p.config = rolling.config
+			rolling, previous = end.roll, p.program
+			p.program = rolling.program
 			p.failures = 0
 			continue
 		}
@@ -113,8 +120,8 @@ func (p *process) run(ctx context.Context) error {
 			phase = Failed
 		}
 		if rolling != nil {
-			rolling.done <- fmt.Errorf("%s; it is started with the configuration it had", end.status)
-			rolling, p.config = nil, previous
+			rolling.done <- fmt.Errorf("%s; it is started as it was before", end.status)
+			rolling, p.program = nil, previous
 			pause = 0
 		}
 		p.set(func() { p.phase = phase })
@@ -125,11 +132,12 @@ func (p *process) run(ctx context.Context) error {
 		case <-timer.C:
 		case r := <-p.rolls:
 			if r.quiet {
+				p.program.config = r.program.config
 				r.done <- nil
 			} else {
-				rolling, previous = &r, p.config
+				rolling, previous = &r, p.program
+				p.program = r.program
 			}
-			p.config = r.config
 		case <-ctx.Done():
 			timer.Stop()
 			return nil
@@ -173,28 +181,23 @@ type end struct {
 // it says that it is ready.
 func (p *process) runOnce(ctx context.Context, onReady func()) (e end) {
 	cfg := &p.sup.cfg
-	started := time.Now()
-	in, err := p.start()
+	in, err := p.next()
 	if err != nil {
 		return end{status: err.Error()}
 	}
-	e.pid = in.cmd.Process.Pid
-	p.set(func() {
-		p.phase, p.pid, p.startedAt = Starting, e.pid, started
-		if p.starts++; p.starts > 1 && p.restartCounter != nil {
-			p.restartCounter.Inc()
-		}
-	})
+	started := in.started
+	e.pid = in.process.Pid
 	retires := false
 	defer func() {
 		e.uptime = time.Since(started)
-		if retires { // it is seen off by somebody else
+		p.set(func() { p.current = nil }) // before its files are closed
+		if retires {                      // it is seen off by somebody else
 			p.set(func() { p.pid = 0 })
 			return
 		}
 		in.release()
 		if e.status == "" {
-			e.status = in.cmd.ProcessState.String()
+			e.status = in.status
 		}
 		p.set(func() { p.pid, p.lastExit = 0, e.status })
 	}()
@@ -211,26 +214,28 @@ func (p *process) runOnce(ctx context.Context, onReady func()) (e end) {
 		select {
 		case <-in.exited:
 			if !e.wasReady {
-				e.status = in.cmd.ProcessState.String() + " before it was ready"
+				e.status = in.status + " before it was ready"
 			}
 			return e
 		case <-ready:
 			late.Stop()
 			e.wasReady = true
 			p.set(func() { p.phase = Ready })
-			p.sup.log.Info("process ready", "name", p.name, "pid", e.pid, "after", time.Since(started).Round(time.Millisecond))
+			if !in.adopted {
+				p.sup.log.Info("process ready", "name", p.name, "pid", e.pid, "after", time.Since(started).Round(time.Millisecond))
+			}
 			onReady()
 		case <-late.C:
 			if e.wasReady {
 				continue
 			}
-			_ = in.cmd.Process.Kill()
+			_ = in.process.Kill()
 			<-in.exited
 			e.status = fmt.Sprintf("killed, not ready after %v", cfg.ReadyTimeout)
 			return e
 		case r := <-rolls:
 			if r.quiet {
-				p.config = r.config
+				p.program.config = r.program.config
 				r.done <- nil
 				continue
 			}
@@ -254,8 +259,8 @@ func (p *process) retire(ctx context.Context, in *instance, started time.Time) b
 		return false
 	}
 	p.set(func() { p.phase = Stopping })
-	pid := in.cmd.Process.Pid
-	_ = in.cmd.Process.Signal(syscall.SIGUSR1)
+	pid := in.process.Pid
+	_ = in.process.Signal(syscall.SIGUSR1)
 	late := time.NewTimer(p.sup.cfg.StopGrace)
 	defer late.Stop()
 	select {
@@ -268,15 +273,33 @@ func (p *process) retire(ctx context.Context, in *instance, started time.Time) b
 		p.sup.log.Warn("process gives no way to the next one: it is stopped", "name", p.name, "pid", pid)
 		return false
 	}
-	s := p.sup
+	p.seeOff(ctx, in, time.Now().Add(grace))
+	return true
+}
+
+// retiree is a process whose place another one has.
+type retiree struct {
+	State    State
+	instance *instance
+	until    time.Time // when it is stopped
+}
+
+// seeOff waits beside the others for the end of an instance that retires, and stops
+// it at the given time or with ctx.
+func (p *process) seeOff(ctx context.Context, in *instance, until time.Time) {
+	s, pid := p.sup, in.process.Pid
+	r := &retiree{
+		State: State{
+			Spec: p.group.spec.Name, Index: p.index, Process: p.name, Phase: Retiring, PID: pid, StartedAt: in.started,
+			Sibling: retiringIndex(pid),
+		},
+		instance: in, until: until,
+	}
 	s.mu.Lock()
-	s.retiring = append(s.retiring, State{
-		Spec: p.group.spec.Name, Index: p.index, Process: p.name, Phase: Retiring, PID: pid, StartedAt: started,
-		Sibling: retiringIndex(pid),
-	})
+	s.retiring = append(s.retiring, r)
 	s.mu.Unlock()
 	s.leaving.Go(func() {
-		timer := time.NewTimer(grace)
+		timer := time.NewTimer(time.Until(until))
 		defer timer.Stop()
 		select {
 		case <-in.exited:
@@ -285,14 +308,13 @@ func (p *process) retire(ctx context.Context, in *instance, started time.Time) b
 		case <-ctx.Done():
 			p.end(in)
 		}
-		in.release()
 		s.mu.Lock()
-		s.retiring = slices.DeleteFunc(s.retiring, func(r State) bool { return r.PID == pid })
+		s.retiring = slices.DeleteFunc(s.retiring, func(other *retiree) bool { return other == r })
 		s.mu.Unlock()
-		s.log.Info("process retired", "name", p.name, "pid", pid, "status", in.cmd.ProcessState.String(),
-			"uptime", time.Since(started).Round(time.Millisecond))
+		in.release()
+		s.log.Info("process retired", "name", p.name, "pid", pid, "status", in.status,
+			"uptime", time.Since(in.started).Round(time.Millisecond))
 	})
-	return true
 }
 
 // stop ends an instance of which no other takes the place yet.
@@ -303,35 +325,115 @@ func (p *process) stop(in *instance) {
 
 // end ends an instance: SIGTERM, and after the grace SIGKILL.
 func (p *process) end(in *instance) {
-	_ = in.cmd.Process.Signal(syscall.SIGTERM)
+	_ = in.process.Signal(syscall.SIGTERM)
 	grace := time.NewTimer(p.sup.cfg.StopGrace)
 	defer grace.Stop()
 	select {
 	case <-in.exited:
 	case <-grace.C:
 		p.sup.log.Warn("process killed, it did not stop in time", "name", p.name,
-			"pid", in.cmd.Process.Pid, "grace", p.sup.cfg.StopGrace)
-		_ = in.cmd.Process.Kill()
+			"pid", in.process.Pid, "grace", p.sup.cfg.StopGrace)
+		_ = in.process.Kill()
 		<-in.exited
 	}
 }
 
 // instance is one running child.
 type instance struct {
-	cmd      *exec.Cmd
+	process  *os.Process
+	started  time.Time
+	adopted  bool            // by the program before this one
 	ready    <-chan struct{} // closed when it has said that it is ready
 	retired  <-chan struct{} // closed when it has said that the next one may start
-	exited   <-chan struct{} // closed when it was waited for; then cmd.ProcessState is set
+	exited   <-chan struct{} // closed when it was waited for
+	status   string          // how it ended; valid after exited
 	lifeline *os.File        // the write end
 	readyEnd *os.File        // the read end
 	output   *os.File        // the read end, or nil
 	watching sync.WaitGroup
 }
 
-// start starts an instance with the configuration in force. See handover.
+// next returns the instance that the program before has left in this place, or a new
+// one, and notes it as the current one.
+func (p *process) next() (*instance, error) {
+	if in := p.adopted; in != nil {
+		p.adopted = nil
+		p.set(func() { p.current = in })
+		return in, nil
+	}
+	p.sup.starting.Lock()
+	defer p.sup.starting.Unlock()
+	in, err := p.start()
+	if err != nil {
+		return nil, err
+	}
+	p.set(func() {
+		p.phase, p.pid, p.current, p.startedAt = Starting, in.process.Pid, in, in.started
+		if p.starts++; p.starts > 1 && p.restartCounter != nil {
+			p.restartCounter.Inc()
+		}
+	})
+	return in, nil
+}
+
+// take takes over what the program before has left in this place.
+func (p *process) take(left processLeft) (err error) {
+	p.startedAt, p.starts, p.lastExit = left.StartedAt, left.Starts, left.LastExit
+	if p.restartCounter != nil {
+		p.restartCounter.Set(uint64(max(0, left.Starts-1)))
+	}
+	if left.PID == 0 {
+		return nil
+	}
+	if p.adopted, err = adopt(left); err == nil {
+		p.phase, p.pid = Ready, left.PID
+	}
+	return err
+}
+
+// adopt returns the instance of a process that the program before has left, which
+// was ready.
+func adopt(left processLeft) (*instance, error) {
+	process, err := os.FindProcess(left.PID)
+	if err != nil {
+		return nil, fmt.Errorf("adopt process %d: %w", left.PID, err)
+	}
+	in := &instance{process: process, started: left.StartedAt, adopted: true}
+	in.lifeline, in.readyEnd = os.NewFile(uintptr(left.LifelineFD), "lifeline"), os.NewFile(uintptr(left.ReadyFD), "ready")
+	in.watch()
+	return in, nil
+}
+
+// watch begins to listen to the child and to wait for its end.
+func (in *instance) watch() {
+	ready, retired, exited := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	in.ready, in.retired, in.exited = ready, retired, exited
+	words := []chan struct{}{ready, retired}
+	if in.adopted {
+		close(ready)
+		words = words[1:]
+	}
+	in.watching.Go(func() {
+		for _, said := range words {
+			if n, _ := in.readyEnd.Read(make([]byte, 1)); n == 0 {
+				return
+			}
+			close(said)
+		}
+	})
+	in.watching.Go(func() {
+		defer close(exited)
+		state, err := in.process.Wait()
+		if in.status = "ended"; err == nil {
+			in.status = state.String()
+		}
+	})
+}
+
+// start starts an instance with the program in force. See handover.
 func (p *process) start() (_ *instance, err error) {
 	var theirs []*os.File // closed here as soon as the child has its own
-	in := new(instance)
+	in := &instance{started: time.Now()}
 	defer func() {
 		closeAll(theirs)
 		if err != nil {
@@ -344,7 +446,7 @@ func (p *process) start() (_ *instance, err error) {
 		}
 		return r, w
 	}
-	config, err := memoryFile(p.config)
+	config, err := memoryFile(p.program.config)
 	if err != nil {
 		return nil, fmt.Errorf("hand over configuration: %w", err)
 	}
@@ -378,37 +480,20 @@ func (p *process) start() (_ *instance, err error) {
 	if err != nil {
 		return nil, err
 	}
-	in.cmd = exec.Command(p.sup.executable, p.group.spec.Args...)
-	for _, variable := range os.Environ() {
-		if !strings.HasPrefix(variable, handoverVariable+"=") {
-			in.cmd.Env = append(in.cmd.Env, variable)
-		}
-	}
-	in.cmd.Env = append(in.cmd.Env, p.group.spec.Env...)
-	in.cmd.Env = append(in.cmd.Env, handoverVariable+"="+string(text))
-	in.cmd.ExtraFiles = append([]*os.File{config, lifelineEnd, ready}, p.listeners...)
-	in.cmd.Stdout, in.cmd.Stderr = os.Stdout, os.Stderr
+	cmd := exec.Command(p.program.image.exec(), p.group.spec.Args...)
+	cmd.Args[0] = os.Args[0]
+	cmd.Env = append(environment(), p.group.spec.Env...)
+	cmd.Env = append(cmd.Env, handoverVariable+"="+string(text))
+	cmd.ExtraFiles = append([]*os.File{config, lifelineEnd, ready}, p.listeners...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	if output != nil {
-		in.cmd.Stdout, in.cmd.Stderr = output, output
+		cmd.Stdout, cmd.Stderr = output, output
 	}
-	if err := in.cmd.Start(); err != nil {
+	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-
-	readyCh, retired, exited := make(chan struct{}), make(chan struct{}), make(chan struct{})
-	in.ready, in.retired, in.exited = readyCh, retired, exited
-	in.watching.Go(func() {
-		for _, said := range []chan struct{}{readyCh, retired} {
-			if n, _ := readyEnd.Read(make([]byte, 1)); n == 0 {
-				return
-			}
-			close(said)
-		}
-	})
-	in.watching.Go(func() {
-		defer close(exited)
-		_ = in.cmd.Wait() // the status is in ProcessState
-	})
+	in.process = cmd.Process // all its files are *os.File: there is nothing else to wait for
+	in.watch()
 	if in.output != nil {
 		p.sup.copying.Go(func() {
 			defer in.output.Close()

@@ -20,7 +20,7 @@ func TestARolledWorkerRetires(t *testing.T) {
 	s := run(t, Options{Specs: []Spec{retiring(2, time.Hour)}})
 	address := s.Addr("edge", "http")
 	old := []*client{connectTo(t, address, 0), connectTo(t, address, 1)}
-	if err := s.Roll(t.Context(), "edge", []byte("two")); err != nil {
+	if err := s.Roll(t.Context(), "edge", nil, []byte("two")); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.CheckReady(t.Context()); err != nil {
@@ -61,7 +61,7 @@ func TestRetiringHasAnEnd(t *testing.T) {
 		go func() { ended <- s.Run(ctx) }()
 		<-s.Ready()
 		old := mustConnect(t, s.Addr("edge", "http"))
-		if err := s.Roll(ctx, "edge", []byte("two")); err != nil {
+		if err := s.Roll(ctx, "edge", nil, []byte("two")); err != nil {
 			t.Fatal(err)
 		}
 		if end {
@@ -88,7 +88,7 @@ func TestADeafWorkerIsRolledAllTheSame(t *testing.T) {
 	cfg.StopGrace = 100 * time.Millisecond
 	s := run(t, Options{Config: cfg, Specs: []Spec{{Name: "edge", Args: []string{"deaf"}, RollGrace: time.Hour}}})
 	before := s.States()[0].PID
-	if err := s.Roll(t.Context(), "edge", nil); err != nil {
+	if err := s.Roll(t.Context(), "edge", nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	if now := s.States()[0]; now.PID == before || now.Phase != Ready || len(s.Retiring()) != 0 {
@@ -115,7 +115,7 @@ func TestOverlappingRollUnderLoadRefusesAndResetsNobody(t *testing.T) {
 		})
 	}
 	for range 10 {
-		if err := s.Roll(ctx, "edge", []byte("next")); err != nil {
+		if err := s.Roll(ctx, "edge", nil, []byte("next")); err != nil {
 			t.Error(err)
 		}
 	}

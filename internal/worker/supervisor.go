@@ -13,8 +13,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"os"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -23,8 +21,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Spec describes a group of equal child processes. They run this program's own
-// binary.
+// Spec describes a group of equal child processes. They run this process's own
+// program, or that of Roll.
 type Spec struct {
 	// Name is what logs, errors and states call the processes. Unique among
 	// the specs of a supervisor and not empty.
@@ -61,27 +59,30 @@ type Options struct {
 	Log *slog.Logger
 	// Metrics, if not nil, gets the counter weir_worker_restarts_total.
 	Metrics *metrics.Set
+	// From, if not nil, is what the program before has left in this process: Specs of
+	// the same name go on with its processes and sockets. Their Count is what it was.
+	From *Takeover
 }
 
 // Supervisor runs child processes. Its methods are safe for concurrent use.
 type Supervisor struct {
 	// Static after Open.
-	cfg        Config
-	log        *slog.Logger
-	executable string
-	output     *lineWriter // nil: inherited
-	groups     []*group
+	cfg    Config
+	log    *slog.Logger
+	output *lineWriter // nil: inherited
+	groups []*group
 
-	rolling chan struct{}  // holds a token while a Roll runs
-	stopped chan struct{}  // closed when Run stops its children, or by Close
-	ready   chan struct{}  // closed when all processes have been ready
-	copying sync.WaitGroup // goroutines that copy output
-	leaving sync.WaitGroup // goroutines that see retiring processes off
+	starting sync.Mutex     // held while a process is started, and while Replace decides
+	rolling  chan struct{}  // holds a token while a Roll runs
+	stopped  chan struct{}  // closed when Run stops its children, or by Close
+	ready    chan struct{}  // closed when all processes have been ready
+	copying  sync.WaitGroup // goroutines that copy output
+	leaving  sync.WaitGroup // goroutines that see retiring processes off
 
 	// Guarded by mu.
 	mu       sync.Mutex
-	retiring []State // processes whose place another one has
-	notReady int     // processes that have never been ready
+	retiring []*retiree // processes whose place another one has
+	notReady int        // processes that have never been ready
 	running  bool
 	closed   bool
 }
@@ -92,6 +93,7 @@ type group struct {
 	token     string
 	addresses map[string]net.Addr
 	processes []*process
+	leaving   []processLeft // retired under the program before; nil once Run has them
 }
 
 // ErrStopped is the error of Roll when the supervisor stops or has stopped.
@@ -105,24 +107,19 @@ func Open(ctx context.Context, o Options) (*Supervisor, error) {
 	if err := o.Config.Validate(); err != nil {
 		return nil, fmt.Errorf("check supervisor configuration: %w", err)
 	}
-	executable, err := os.Executable()
-	if err != nil {
-		return nil, fmt.Errorf("find own executable: %w", err)
-	}
 	s := &Supervisor{
-		cfg:        o.Config,
-		log:        o.Log,
-		executable: executable,
-		rolling:    make(chan struct{}, 1),
-		stopped:    make(chan struct{}),
-		ready:      make(chan struct{}),
+		cfg:     o.Config,
+		log:     o.Log,
+		rolling: make(chan struct{}, 1),
+		stopped: make(chan struct{}),
+		ready:   make(chan struct{}),
 	}
 	if o.Output != nil {
 		s.output = &lineWriter{w: o.Output}
 	}
 	width := 0
 	for _, spec := range o.Specs {
-		if err := s.add(ctx, spec, o.Metrics); err != nil {
+		if err := s.add(ctx, spec, o.Metrics, o.From); err != nil {
 			s.Close()
 			return nil, err
 		}
@@ -140,9 +137,13 @@ func Open(ctx context.Context, o Options) (*Supervisor, error) {
 	return s, nil
 }
 
-func (s *Supervisor) add(ctx context.Context, spec Spec, set *metrics.Set) error {
+func (s *Supervisor) add(ctx context.Context, spec Spec, set *metrics.Set, from *Takeover) error {
 	if spec.Count == 0 {
 		spec.Count = 1
+	}
+	left := new(groupLeft)
+	if n := from.Count(spec.Name); n > 0 {
+		left, spec.Count = from.groups[spec.Name], n
 	}
 	if spec.Name == "" || spec.Count < 0 || s.group(spec.Name) != nil {
 		return fmt.Errorf("open supervisor: bad spec %q of %d processes", spec.Name, spec.Count)
@@ -155,19 +156,28 @@ func (s *Supervisor) add(ctx context.Context, spec Spec, set *metrics.Set) error
 		token:     rand.Text(),
 		addresses: make(map[string]net.Addr, len(spec.Listen)),
 		processes: make([]*process, spec.Count),
+		leaving:   left.Retiring,
+	}
+	if left.Token != "" {
+		g.token = left.Token
 	}
 	for i := range g.processes {
 		p := &process{
 			sup: s, group: g, index: i, name: spec.Name,
-			rolls:  make(chan rollRequest),
-			config: spec.Config,
-			phase:  Starting,
+			rolls:   make(chan rollRequest),
+			program: program{config: spec.Config},
+			phase:   Starting,
 		}
 		if spec.Count > 1 {
 			p.name = fmt.Sprintf("%s %d", spec.Name, i)
 		}
 		if set != nil {
 			p.restartCounter = set.NewCounter(fmt.Sprintf(`weir_worker_restarts_total{name=%q,worker="%d"}`, spec.Name, i))
+		}
+		if i < len(left.Processes) {
+			if err := p.take(left.Processes[i]); err != nil {
+				return fmt.Errorf("open supervisor: %w", err)
+			}
 		}
 		g.processes[i] = p
 	}
@@ -177,7 +187,10 @@ func (s *Supervisor) add(ctx context.Context, spec Spec, set *metrics.Set) error
 		if _, twice := g.addresses[a.Name]; twice {
 			return fmt.Errorf("open supervisor: two listeners of %s are called %s", spec.Name, a.Name)
 		}
-		files, bound, err := a.listen(ctx, spec.Count)
+		files, bound, err := left.listeners(a.Name)
+		if files == nil && err == nil {
+			files, bound, err = a.listen(ctx, spec.Count)
+		}
 		if err != nil {
 			return err
 		}
@@ -234,6 +247,14 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for p := range s.processes() {
 		g.Go(func() error { return p.run(ctx) })
+	}
+	for _, left := range s.groups {
+		for _, r := range left.leaving {
+			if in, err := adopt(r); err == nil { // or it has ended
+				left.processes[r.Index].seeOff(ctx, in, r.Until)
+			}
+		}
+		left.leaving = nil
 	}
 	g.Go(func() error {
 		<-ctx.Done()
@@ -304,7 +325,11 @@ func (s *Supervisor) DialWorker(ctx context.Context, spec string, index int) (ne
 func (s *Supervisor) Retiring() []State {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.Clone(s.retiring)
+	states := make([]State, len(s.retiring))
+	for i, r := range s.retiring {
+		states[i] = r.State
+	}
+	return states
 }
 
 // Rolling reports whether a Roll is under way: that a process is not ready then is
@@ -335,17 +360,16 @@ func (s *Supervisor) CheckReady(context.Context) error {
 	return errors.New(strings.Join(waiting, ", "))
 }
 
-// Roll gives the processes of a Spec a new configuration by restarting them one
-// after the other, each when the one before is ready again. What connects to a
+// Roll gives the processes of a Spec another program and configuration by restarting
+// them one after the other, each when the one before is ready again. What connects to a
 // stopping process waits in its queue for the next one. With Spec.RollGrace the old
 // process retires beside the new one; Roll does not wait for its end.
 //
-// If a process does not become ready with the new configuration, it is started
-// with the one it had before, those after it are left alone, and Roll returns
-// an error that says how many have the new one. When ctx ends Roll returns
+// If a process does not become ready so, it is started as it was before, those after
+// it are left alone, and Roll returns an error that says how many are rolled. When ctx ends Roll returns
 // too; the restart that it was waiting for goes on. One Roll runs at a time,
 // others wait.
-func (s *Supervisor) Roll(ctx context.Context, spec string, config []byte) error {
+func (s *Supervisor) Roll(ctx context.Context, spec string, image *Image, config []byte) error {
 	g := s.group(spec)
 	if g == nil {
 		return fmt.Errorf("roll %s: no such processes", spec)
@@ -362,8 +386,8 @@ func (s *Supervisor) Roll(ctx context.Context, spec string, config []byte) error
 		return fmt.Errorf("roll %s: %w", spec, ErrStopped)
 	}
 	for i, p := range g.processes {
-		if err := p.roll(ctx, config); err != nil {
-			return fmt.Errorf("roll %s (%d of %d have the new configuration): %w", p.name, i, len(g.processes), err)
+		if err := p.roll(ctx, program{image, config}); err != nil {
+			return fmt.Errorf("roll %s (%d of %d are rolled): %w", p.name, i, len(g.processes), err)
 		}
 	}
 	s.log.Info("rolled", "name", spec, "processes", len(g.processes))
@@ -382,7 +406,7 @@ func (s *Supervisor) Use(ctx context.Context, spec string, config []byte) error 
 		return fmt.Errorf("configure %s: configuration has more than %d bytes", spec, maxConfig)
 	}
 	for _, p := range g.processes {
-		if err := p.ask(ctx, rollRequest{config: config, quiet: true, done: make(chan error, 1)}); err != nil {
+		if err := p.ask(ctx, rollRequest{program: program{config: config}, quiet: true, done: make(chan error, 1)}); err != nil {
 			return fmt.Errorf("configure %s: %w", p.name, err)
 		}
 	}

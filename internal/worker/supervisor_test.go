@@ -299,7 +299,7 @@ func TestRollUnderLoadRefusesAndResetsNobody(t *testing.T) {
 	const rolls = 10
 	for i := range rolls {
 		config := strconv.Itoa(i)
-		if err := s.Roll(ctx, "edge", []byte(config)); err != nil {
+		if err := s.Roll(ctx, "edge", nil, []byte(config)); err != nil {
 			t.Error(err)
 		}
 		for range 8 {
@@ -322,8 +322,8 @@ func TestRollWithABadConfigurationKeepsTheOldOne(t *testing.T) {
 	cfg := DefaultConfig()
 	s := run(t, Options{Config: cfg, Specs: []Spec{workers(2)}})
 	untouched := s.States()[1].PID
-	err := s.Roll(t.Context(), "edge", []byte("exit"))
-	if err == nil || !strings.Contains(err.Error(), "roll edge 0 (0 of 2 have the new configuration): exit status 3 before it was ready") {
+	err := s.Roll(t.Context(), "edge", nil, []byte("exit"))
+	if err == nil || !strings.Contains(err.Error(), "roll edge 0 (0 of 2 are rolled): exit status 3 before it was ready") {
 		t.Errorf("Roll: %v", err)
 	}
 	eventually(t, "worker 0", func() bool { return s.States()[0].Phase == Ready })
@@ -333,10 +333,10 @@ func TestRollWithABadConfigurationKeepsTheOldOne(t *testing.T) {
 	if st := s.States()[1]; st.PID != untouched {
 		t.Errorf("worker 1 was restarted: %+v", st)
 	}
-	if err := s.Roll(t.Context(), "origin", nil); err == nil {
+	if err := s.Roll(t.Context(), "origin", nil, nil); err == nil {
 		t.Error("Roll of a spec that does not exist: no error")
 	}
-	if err := s.Roll(t.Context(), "edge", make([]byte, maxConfig+1)); err == nil {
+	if err := s.Roll(t.Context(), "edge", nil, make([]byte, maxConfig+1)); err == nil {
 		t.Error("Roll to a configuration that is too long: no error")
 	}
 }
@@ -383,7 +383,7 @@ func TestAChildThatCannotStartEndsRun(t *testing.T) {
 		if err := s.Run(t.Context()); !errors.Is(err, ErrStopped) {
 			t.Errorf("second Run: %v", err)
 		}
-		if err := s.Roll(t.Context(), "edge", nil); !errors.Is(err, ErrStopped) {
+		if err := s.Roll(t.Context(), "edge", nil, nil); !errors.Is(err, ErrStopped) {
 			t.Errorf("Roll after Run: %v", err)
 		}
 	}
