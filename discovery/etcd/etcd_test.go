@@ -26,15 +26,15 @@ const demo = "__defaultVhost__/live/demo"
 
 func TestEtcdIsAnEngine(t *testing.T) {
 	c := shared.get(t)
-	dirtest.Run(t, 1000, func(t *testing.T) dirtest.Engine { return c.open(t, "") })
+	dirtest.Run(t, 1000, func(t *testing.T) dirtest.Engine { return openAt(t, c, "") })
 }
 
 // Two discovery servers over one etcd are one directory, also for one node whose
 // calls go now to the one and now to the other.
 func TestTwoServersOverOneEtcd(t *testing.T) {
 	c := shared.get(t)
-	one := c.open(t, "/two/")
-	two := c.open(t, "/two/")
+	one := openAt(t, c, "/two/")
+	two := openAt(t, c, "/two/")
 	dirtest.Rivals(t, 100, one, two)
 	cl := discovery.Claim{Stream: demo, Node: "n", Instance: "1", Addr: addrA, TTL: 2 * time.Second}
 	l, err := one.Claim(t.Context(), cl)
@@ -94,8 +94,8 @@ func (n *node) mustClaim(t *testing.T, stream string) discovery.Lease {
 func TestMembersDie(t *testing.T) {
 	c := newCluster(t)
 	short := func(cfg *discovery.EtcdConfig) { cfg.Timeout = time.Second }
-	a := startNode(t, c.open(t, "/weir/", short), "a", addrA)
-	b := startNode(t, c.open(t, "/weir/", short), "b", addrB)
+	a := startNode(t, openAt(t, c, "/weir/", short), "a", addrA)
+	b := startNode(t, openAt(t, c, "/weir/", short), "b", addrB)
 	l := a.mustClaim(t, demo)
 	found := func(n *node, stream string) bool {
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
@@ -119,21 +119,17 @@ func TestMembersDie(t *testing.T) {
 		eventually(t, 60*time.Second, what, func() bool { return found(b, stream) && a.Connected() && b.Connected() })
 		t.Logf("%s: all is well after %v", what, time.Since(begun))
 	}
-	leader := c.leader(t)
-	c.kill(leader)
+	leader := c.Leader(t)
+	leader.Kill()
 	works("the leader was killed")
-	c.start(t, leader)
-	c.await(t)
+	c.Run(t, leader)
+	c.Await(t)
 	works("it is back")
 
-	frozen := c.leader(t)
-	if err := frozen.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	frozen := c.Leader(t)
+	frozen.Signal(t, syscall.SIGSTOP)
 	works("the leader stands still")
-	if err := frozen.cmd.Process.Signal(syscall.SIGCONT); err != nil {
-		t.Fatal(err)
-	}
+	frozen.Signal(t, syscall.SIGCONT)
 	works("it goes on")
 	if own, err := a.Own(t.Context(), demo); err != nil || own.Epoch != l.Epoch {
 		t.Errorf("a has %+v, %v; epoch %d before", own, err, l.Epoch)
@@ -150,16 +146,16 @@ func TestMembersDie(t *testing.T) {
 func TestMajorityIsLost(t *testing.T) {
 	c := newCluster(t)
 	short := func(cfg *discovery.EtcdConfig) { cfg.Timeout = 500 * time.Millisecond }
-	da := c.open(t, "/weir/", short)
+	da := openAt(t, c, "/weir/", short)
 	a := startNode(t, da, "a", addrA)
-	b := startNode(t, c.open(t, "/weir/", short), "b", addrB)
+	b := startNode(t, openAt(t, c, "/weir/", short), "b", addrB)
 	old := a.mustClaim(t, demo)
 	eventually(t, 20*time.Second, "b knows the stream", func() bool {
 		l, err := b.Lookup(t.Context(), demo)
 		return err == nil && l.Node == "a"
 	})
-	for _, m := range c.members[:2] {
-		c.kill(m)
+	for _, m := range c.Members[:2] {
+		m.Kill()
 	}
 	calls := map[string]func() error{
 		"claim": func() error {
@@ -194,10 +190,10 @@ func TestMajorityIsLost(t *testing.T) {
 	}
 	eventually(t, 20*time.Second, "a node says that it is not ready", func() bool { return !a.Connected() && !b.Connected() })
 
-	for _, m := range c.members[:2] {
-		c.start(t, m)
+	for _, m := range c.Members[:2] {
+		c.Run(t, m)
 	}
-	c.await(t)
+	c.Await(t)
 	back := time.Now()
 	eventually(t, 60*time.Second, "all agree", func() bool {
 		l, err := a.Lookup(t.Context(), "v/live/both")
@@ -222,8 +218,8 @@ func TestMajorityIsLost(t *testing.T) {
 // members have the same names.
 func TestDataAreLost(t *testing.T) {
 	c := newCluster(t)
-	a := startNode(t, c.open(t, "/weir/"), "a", addrA)
-	b := startNode(t, c.open(t, "/weir/"), "b", addrB)
+	a := startNode(t, openAt(t, c, "/weir/"), "a", addrA)
+	b := startNode(t, openAt(t, c, "/weir/"), "b", addrB)
 	old := a.mustClaim(t, demo)
 	for i := range 20 { // so that the revision is past what the new data have
 		l := b.mustClaim(t, fmt.Sprintf("v/live/%d", i))
@@ -237,16 +233,14 @@ func TestDataAreLost(t *testing.T) {
 		l, err := b.Lookup(t.Context(), demo)
 		return err == nil && l.Node == "a"
 	})
-	c.stop()
-	for _, m := range c.members {
-		if err := os.RemoveAll(filepath.Join(c.dir, m.name)); err != nil {
-			t.Fatal(err)
-		}
-		c.start(t, m)
+	c.Stop()
+	for _, m := range c.Members {
+		c.Forget(t, m)
+		c.Run(t, m)
 	}
-	c.await(t)
+	c.Await(t)
 	back := time.Now()
-	check := c.open(t, "/weir/")
+	check := openAt(t, c, "/weir/")
 	eventually(t, 60*time.Second, "the leases are back", func() bool {
 		l, err := check.Lookup(t.Context(), demo)
 		k, err2 := check.Lookup(t.Context(), "v/live/0")
@@ -266,7 +260,7 @@ func TestDataAreLost(t *testing.T) {
 // A watcher whose mark was compacted away is told everything anew.
 func TestCompaction(t *testing.T) {
 	c := shared.get(t)
-	d := c.open(t, "")
+	d := openAt(t, c, "")
 	cl := discovery.Claim{Stream: demo, Node: "a", Instance: "1", Addr: addrA, TTL: time.Minute}
 	l, err := d.Claim(t.Context(), cl)
 	if err != nil {
@@ -393,14 +387,14 @@ func (engineOf) Run(ctx context.Context) error { <-ctx.Done(); return nil }
 // What nodes see through a discovery server is what they see without one.
 func TestServerOverEtcdIsAnEngine(t *testing.T) {
 	c := shared.get(t)
-	dirtest.Run(t, 100, func(t *testing.T) dirtest.Engine { return engineOf{over(t, c.open(t, ""))} })
+	dirtest.Run(t, 100, func(t *testing.T) dirtest.Engine { return engineOf{over(t, openAt(t, c, ""))} })
 }
 
 // Nodes at two discovery servers over one etcd know of each other, and one of the
 // servers may go.
 func TestTwoDiscoveryServers(t *testing.T) {
 	c := shared.get(t)
-	one, two := over(t, c.open(t, "/servers/")), over(t, c.open(t, "/servers/"))
+	one, two := over(t, openAt(t, c, "/servers/")), over(t, openAt(t, c, "/servers/"))
 	a, b := startNode(t, one, "a", addrA), startNode(t, two, "b", addrB)
 	l := a.mustClaim(t, demo)
 	eventually(t, 20*time.Second, "b knows a's stream", func() bool {
