@@ -238,9 +238,6 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Alone reports a node that shares no directory with others.
-func (c Config) Alone() bool { return len(c.URLs) == 0 && len(c.Peers) == 0 }
-
 // maxPeers bounds the requests that one lookup makes.
 const maxPeers = 64
 
@@ -254,7 +251,7 @@ const (
 // not import so that what needs no etcd has none.
 type EtcdOpener func(cfg EtcdConfig, limits MemoryConfig, log *slog.Logger) (RemoteEngine, error)
 
-// Configured reports whether c names a directory.
+// Configured reports whether c names a directory that the node shares with others.
 func (c Config) Configured() bool { return c.Engine != "" || len(c.URLs)+len(c.Peers) > 0 }
 
 // Open returns the directory that c names for the node self: etcd if that is the
@@ -292,6 +289,14 @@ type Self struct {
 	// Instance tells this run of the node from earlier ones. NewInstance makes one.
 	Instance string
 	Addr     Addr
+}
+
+// is reports whether a lease is one of this node: of this run or one before it, or
+// under a name that the node does not have any more. Whoever was sent there would
+// come back here.
+func (s Self) is(l Lease) bool {
+	return l.Node == s.Node && (l.Instance == s.Instance || l.Addr == s.Addr) ||
+		s.Addr.RTMP != "" && l.Addr.RTMP == s.Addr.RTMP || s.Addr.HTTP != "" && l.Addr.HTTP == s.Addr.HTTP
 }
 
 func checkListen(addr string) error {

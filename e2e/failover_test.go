@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"flag"
 	"fmt"
+	"net"
 	"net/http"
 	"slices"
 	"sync"
@@ -25,15 +26,20 @@ var (
 
 // show is what a publisher of numbered frames sends, wherever it publishes.
 type show struct {
-	t testing.TB
+	t    testing.TB
+	dial dialer
 
 	run  atomic.Uint32 // number of the run that frames are of
+	conn uint32        // number of the connection; decoder headers have it as well
 	next uint32        // number of the next frame
 
 	mu      sync.Mutex
 	began   map[uint32]time.Time // guarded by mu; when the run was let in, for publishers that connect again
 	refused []error              // guarded by mu; answers since the last run
 }
+
+// dialer makes connections; nil: from this host.
+type dialer func(ctx context.Context, network, addr string) (net.Conn, error)
 
 const (
 	showRate = 25 // frames a second
@@ -49,7 +55,16 @@ func (s *show) tag(ms uint32, key bool) media.Tag {
 	}
 	binary.BigEndian.PutUint32(t.Body()[5:], s.run.Load())
 	binary.BigEndian.PutUint32(t.Body()[9:], s.next)
+	binary.BigEndian.PutUint32(t.Body()[13:], s.conn)
 	s.next++
+	return t
+}
+
+// header returns the decoder header of the connection.
+func (s *show) header() media.Tag {
+	t := media.NewTag(media.Video, 0, 20)
+	copy(t.Body(), "\x17\x00\x00\x00\x00decoderhead")
+	binary.BigEndian.PutUint32(t.Body()[16:], s.conn)
 	return t
 }
 
@@ -73,7 +88,7 @@ func (s *show) publish(ctx context.Context, addrs ...string) {
 
 func (s *show) publishAt(ctx context.Context, addr string) error {
 	cfg := rtmp.DefaultClientConfig()
-	cfg.ConnectTimeout = 2 * time.Second
+	cfg.ConnectTimeout, cfg.WriteTimeout, cfg.DialContext = 2*time.Second, 2*time.Second, s.dial
 	c, err := rtmp.Dial(ctx, rtmp.URL{Addr: addr, TcURL: "rtmp://" + addr + "/live", App: "live", Name: "demo"}, cfg)
 	if err != nil {
 		return err
@@ -86,9 +101,8 @@ func (s *show) publishAt(ctx context.Context, addr string) error {
 	s.began[s.run.Add(1)] = time.Now()
 	s.refused = nil
 	s.mu.Unlock()
-	header := media.NewTag(media.Video, 0, 20)
-	copy(header.Body(), "\x17\x00\x00\x00\x00a decoder header")
-	if err := c.WriteTags(header); err != nil {
+	s.conn++
+	if err := c.WriteTags(s.header()); err != nil {
 		return err
 	}
 	tick := time.NewTicker(time.Second / showRate)
@@ -116,16 +130,20 @@ type watcher struct {
 	last  uint32               // guarded by mu; the last frame
 	time  uint32               // guarded by mu; of it
 	has   bool                 // guarded by mu; there was a frame
+	conn  uint32               // guarded by mu; of the last decoder header
 	first map[uint32]time.Time // guarded by mu; when the first frame of a run came
 	bad   []string             // guarded by mu; what should not be
 }
 
-func watchShow(t testing.TB, url string) *watcher {
+func watchShow(t testing.TB, url string) *watcher { return watchShowFrom(t, url, nil) }
+
+// watchShowFrom is watchShow of a player that connects by dial.
+func watchShowFrom(t testing.TB, url string, dial dialer) *watcher {
 	w := &watcher{done: make(chan struct{}), first: map[uint32]time.Time{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
 		defer close(w.done)
-		err := w.play(ctx, url)
+		err := w.play(ctx, url, dial)
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.err = err
@@ -137,12 +155,12 @@ func watchShow(t testing.TB, url string) *watcher {
 	return w
 }
 
-func (w *watcher) play(ctx context.Context, url string) error {
+func (w *watcher) play(ctx context.Context, url string, dial dialer) error {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
 	}
-	transport := &http.Transport{DisableKeepAlives: true}
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: dial}
 	defer transport.CloseIdleConnections()
 	response, err := transport.RoundTrip(request)
 	if err != nil {
@@ -158,7 +176,13 @@ func (w *watcher) play(ctx context.Context, url string) error {
 		if err != nil {
 			return err
 		}
-		if tag.Kind() == media.Video && tag.Body()[1] == 1 {
+		switch {
+		case tag.Kind() != media.Video:
+		case tag.Body()[1] == 0:
+			w.mu.Lock()
+			w.conn = binary.BigEndian.Uint32(tag.Body()[16:])
+			w.mu.Unlock()
+		default:
 			w.saw(tag)
 		}
 	}
@@ -170,6 +194,9 @@ func (w *watcher) saw(t media.Tag) {
 	defer w.mu.Unlock()
 	if w.has && (n <= w.last || int32(t.Time()-w.time) < 0) {
 		w.bad = append(w.bad, fmt.Sprintf("frame %d at %d ms after %d at %d ms", n, t.Time(), w.last, w.time))
+	}
+	if conn := binary.BigEndian.Uint32(t.Body()[13:]); conn != w.conn {
+		w.bad = append(w.bad, fmt.Sprintf("frame %d of connection %d with the decoder header of connection %d", n, conn, w.conn))
 	}
 	if _, ok := w.first[run]; !ok {
 		w.first[run] = time.Now()
@@ -210,7 +237,7 @@ func (w *watcher) require(t testing.TB) {
 // theatre is a cluster with an audience.
 type theatre struct {
 	t         testing.TB
-	discovery *node
+	directory string // of all nodes: the part of their configuration
 	addrs     [2]addresses
 	origins   [2]*node
 	edges     [2]*node
@@ -225,13 +252,19 @@ const noHLS = "vhosts: {__defaultVhost__: {hls: {enabled: false}}}\n"
 // that connects to the addresses that via returns, and players.
 func openTheatre(t testing.TB, players int, via func(*theatre) []string) *theatre {
 	t.Helper()
-	h := &theatre{t: t, discovery: startDiscovery(t, ""), show: &show{t: t, began: map[uint32]time.Time{}}}
+	return openTheatreAt(t, discoveryAt(startDiscovery(t, "")), players, via)
+}
+
+// openTheatreAt is openTheatre with a directory that is there.
+func openTheatreAt(t testing.TB, directory string, players int, via func(*theatre) []string) *theatre {
+	t.Helper()
+	h := &theatre{t: t, directory: directory, show: &show{t: t, began: map[uint32]time.Time{}}}
 	for i := range h.origins {
 		h.addrs[i].fill(t)
 		h.start(i)
 	}
 	for i := range h.edges {
-		h.edges[i] = startEdge(t, fmt.Sprintf("edge-%d", i), 2, discoveryAt(h.discovery)+noHLS+"play: {wait_publisher: 20s}\n")
+		h.edges[i] = startEdge(t, fmt.Sprintf("edge-%d", i), 2, h.directory+noHLS+"play: {wait_publisher: 20s}\n")
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -253,7 +286,7 @@ func openTheatre(t testing.TB, players int, via func(*theatre) []string) *theatr
 }
 
 func (h *theatre) start(i int) {
-	h.origins[i] = startOrigin(h.t, fmt.Sprintf("origin-%d", i), h.addrs[i], discoveryAt(h.discovery)+noHLS)
+	h.origins[i] = startOrigin(h.t, fmt.Sprintf("origin-%d", i), h.addrs[i], h.directory+noHLS)
 }
 
 // owner returns the index of the origin that has the stream live.

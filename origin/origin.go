@@ -246,7 +246,7 @@ func (o *Origin) elsewhere(ctx context.Context, key string) error {
 // directory with others says nothing: epochs of such origins, to which an encoder
 // may publish at the same time, do not tell a later owner from an earlier one.
 func (o *Origin) told(epoch uint64) uint64 {
-	if o.cfg.Discovery.Alone() {
+	if !o.cfg.Discovery.Configured() {
 		return 0
 	}
 	return epoch
