@@ -182,6 +182,48 @@ func TestRedirectToAnEarlierOwner(t *testing.T) {
 	later().until(6)
 }
 
+// Maps that are behind, each a little less: every redirect names a later owner than the
+// one before, and all are followed, although over RTMP each begins as a play.
+func TestRedirectsToLaterOwners(t *testing.T) {
+	f := func(protocol Protocol) {
+		t.Run(string(protocol), func(t *testing.T) {
+			a, b, c := newUpstream(t, "a"), newUpstream(t, "b"), newUpstream(t, "c")
+			a.set(func() { a.redirect = redirectTo(b.point, 20) })
+			b.set(func() { b.redirect = redirectTo(c.point, 30) })
+			c.set(func() { c.epoch = 30 })
+			c.air(demo).send(t, 0, 7)
+			cfg := quick().upstreams("rtmp://"+a.rtmp, "http://"+a.http)
+			cfg.Pull.Protocol = protocol
+			e := startEdge(t, "edge", cfg, nil)
+			watchAt(t, e.point, "demo").until(6)
+			if n := e.edge.metrics.older.Get(); n != 0 {
+				t.Errorf("%d sources refused", n)
+			}
+		})
+	}
+	f(PullRTMP)
+	f(PullFLV)
+}
+
+// A source that says no epoch and sends nothing is not waited for longer than a
+// connection.
+func TestSilentSourceWithoutEpoch(t *testing.T) {
+	a, mute := newUpstream(t, "a"), newUpstream(t, "mute")
+	mute.set(func() { mute.epoch = 0 })
+	mute.air(demo)
+	a.set(func() { a.redirect = redirectTo(mute.point, 20) })
+	cfg := quick().upstreams(a.rtmp)
+	cfg.Pull.ReadTimeout, cfg.Pull.ConnectTimeout = time.Hour, 200*time.Millisecond
+	e := startEdge(t, "edge", cfg, nil)
+	later := watchLater(t, e.point, "demo")
+	awaitOlder(t, e.edge, 1)
+	mute.awaitSessions(t, "play", 0)
+	a.set(func() { a.redirect = nil })
+	a.air(demo).send(t, 0, 7)
+	a.set(func() { a.epoch = 20 })
+	later().until(6)
+}
+
 func redirectTo(p *point, epoch uint64) session.Role {
 	return &elsewhere{func() session.Redirect { return session.Redirect{RTMP: p.rtmp, HTTP: p.http, Epoch: epoch} }}
 }

@@ -160,6 +160,12 @@ func (e *Edge) followUp(ctx context.Context, up vhost.Upstream, t vhost.Target, 
 	for {
 		trail.visit(up.Addr)
 		p, err := e.dial(ctx, up, t, via)
+		if err == nil && p.epoch == 0 && trail.named != 0 {
+			if sent := e.sentOn(ctx, p); sent != nil {
+				p.Close()
+				err = sent
+			}
+		}
 		var redirect *errRedirect
 		switch {
 		case err == nil:
@@ -179,6 +185,20 @@ func (e *Edge) followUp(ctx context.Context, up vhost.Upstream, t vhost.Target, 
 		}
 		return pulled{}, err
 	}
+}
+
+// sentOn returns the redirect that a source begins with, or nil. One that says no epoch
+// is no use where the owner is known, unless it knows a later one: over RTMP a play is
+// started just to be redirected. What it sends instead is lost.
+func (e *Edge) sentOn(ctx context.Context, p pulled) error {
+	bounded, cancel := context.WithTimeout(ctx, e.cfg.Pull.ConnectTimeout)
+	defer cancel()
+	defer context.AfterFunc(bounded, func() { p.Close() })()
+	_, err := p.ReadTag()
+	if redirect := (*errRedirect)(nil); errors.As(err, &redirect) {
+		return redirect
+	}
+	return nil
 }
 
 // redirected counts a redirect and says whether it may be followed. One to an
