@@ -338,7 +338,7 @@ func (h *Holder) Lookup(ctx context.Context, stream string) (Lease, error) {
 		return l, nil
 	}
 	l, err := h.resolver.Lookup(ctx, stream)
-	if err == nil && l.Node == h.cfg.Self.Node && (l.Instance == h.cfg.Self.Instance || l.Addr == h.cfg.Self.Addr) {
+	if err == nil && h.cfg.Self.is(l) {
 		// The directory has not heard yet that it was given up, or of this run.
 		return Lease{}, fmt.Errorf("look up stream %s: %w", stream, ErrNotFound)
 	}

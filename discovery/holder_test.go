@@ -562,3 +562,26 @@ func TestAnnounce(t *testing.T) {
 		want("")
 	})
 }
+
+// A node that is at the address of another one, which has had another name, is that
+// one: a player that was sent there would come back.
+func TestLeaseOfAnotherNameOfThisNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		a := startHolder(t, m, selfA)
+		f := func(at Addr, want string) {
+			t.Helper()
+			stream := fmt.Sprintf("v/live/%s-%s", at.RTMP, at.HTTP)
+			if _, err := m.Claim(t.Context(), Claim{Stream: stream, Node: "before", Instance: "1", Addr: at}); err != nil {
+				t.Fatal(err)
+			}
+			wantOwner(t, a, stream, want)
+			wantOwner(t, m, stream, "before")
+		}
+		f(addrA, "")
+		f(Addr{RTMP: addrA.RTMP}, "")
+		f(Addr{HTTP: addrA.HTTP}, "")
+		f(addrB, "before")
+		f(Addr{RTMP: addrB.RTMP}, "before") // it has no address for HTTP, and neither has nobody
+	})
+}

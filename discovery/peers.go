@@ -183,7 +183,7 @@ func (p *Peers) ask(ctx context.Context, peer, stream, query string) (Lease, boo
 		return Lease{}, false, fmt.Errorf("ask peer %s: %w", peer, err)
 	}
 	// A list of peers that is the same on all nodes names this one too.
-	if found && (l.Node == p.self.Node || p.self.Addr.RTMP != "" && l.Addr.RTMP == p.self.Addr.RTMP) {
+	if found && (l.Node == p.self.Node || p.self.is(l)) {
 		found = false
 	}
 	return l, found, nil

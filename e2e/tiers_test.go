@@ -29,8 +29,8 @@ func free(t *testing.T) addresses {
 // so, by name and soon, and each node says it in its log.
 func TestCircles(t *testing.T) {
 	t.Parallel()
-	for _, size := range []int{1, 2, 3} { // its own upstream; two of each other; a ring
-		t.Run(fmt.Sprint(size), func(t *testing.T) {
+	f := func(protocol string, size int) {
+		t.Run(fmt.Sprint(protocol, size), func(t *testing.T) {
 			t.Parallel()
 			places := make([]addresses, size)
 			for i := range places {
@@ -38,7 +38,7 @@ func TestCircles(t *testing.T) {
 			}
 			ring := make([]*node, size)
 			for i := range ring {
-				ring[i] = launch(t, "edge", fmt.Sprintf("edge-%d", i), places[i], "workers: 2\n"+upstreamNodes("rtmp", places[(i+1)%size]))
+				ring[i] = launch(t, "edge", fmt.Sprintf("edge-%d", i), places[i], "workers: 2\n"+upstreamNodes(protocol, places[(i+1)%size]))
 			}
 			for _, n := range ring {
 				n.awaitReady()
@@ -84,6 +84,11 @@ func TestCircles(t *testing.T) {
 			first.sees("the request goes in a circle")
 		})
 	}
+	f("rtmp", 1) // its own upstream
+	f("rtmp", 2) // two of each other
+	f("rtmp", 3) // a ring
+	f("http-flv", 1)
+	f("http-flv", 3)
 }
 
 // An edge of an edge of an origin, by each protocol of pulls, with and without
