@@ -131,6 +131,16 @@ func (c *cable) freeze(timeout time.Duration) {
 	c.frozen = timeout
 }
 
+// broken returns the failure of all calls, at once also of a frozen directory.
+func (c *cable) broken() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.frozen > 0 {
+		return errCut
+	}
+	return c.failure
+}
+
 func (c *cable) err() error {
 	c.mu.Lock()
 	failure, frozen := c.failure, c.frozen

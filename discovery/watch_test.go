@@ -25,7 +25,12 @@ type optic struct {
 func (o *optic) Watch(ctx context.Context, q WatchQuery, tell func([]Event) error) error {
 	o.mu.Lock()
 	o.begun, o.since = append(o.begun, time.Now()), append(o.since, q.Since)
-	if err := o.err(); err != nil {
+	o.mu.Unlock()
+	if err := o.err(); err != nil { // which may take its time
+		return err
+	}
+	o.mu.Lock()
+	if err := o.cable.broken(); err != nil { // since
 		o.mu.Unlock()
 		return err
 	}
