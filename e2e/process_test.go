@@ -59,6 +59,10 @@ func start(t testing.TB, name, path string, args ...string) *process {
 	return startWith(t, name, exec.Command(path, args...))
 }
 
+// raceOptions is the variable of the environment by which a race ends a process at
+// once, so that it cannot go unnoticed.
+const raceOptions = "GORACE=halt_on_error=1 exitcode=66"
+
 // startWeir runs the binary under test.
 func startWeir(t testing.TB, name string, args ...string) *process {
 	t.Helper()
@@ -69,8 +73,7 @@ func startWeir(t testing.TB, name string, args ...string) *process {
 func startProgram(t testing.TB, name, path string, args ...string) *process {
 	t.Helper()
 	cmd := exec.Command(path, args...)
-	// A race ends the process at once, so that it cannot go unnoticed.
-	cmd.Env = append(os.Environ(), "GORACE=halt_on_error=1 exitcode=66")
+	cmd.Env = append(os.Environ(), raceOptions)
 	p := startWith(t, name, cmd)
 	p.raceFree = true
 	return p
