@@ -63,6 +63,14 @@ func (e *Elsewhere) Node(ctx context.Context, role Role, except ...string) (Node
 	return Node{}, false
 }
 
+// ByLoad returns the nodes that Node chooses from, in the order of ByLoad.
+func (e *Elsewhere) ByLoad(ctx context.Context, role Role) []Node {
+	if e.dir == nil {
+		return nil
+	}
+	return ByLoad(slices.Clone(e.nodes(ctx, role)))
+}
+
 // nodes returns the other nodes of a role that are up. Of many callers one asks.
 func (e *Elsewhere) nodes(ctx context.Context, role Role) []Node {
 	e.mu.Lock()

@@ -66,6 +66,7 @@ type edgeMetrics struct {
 	redirects   *metrics.Counter
 	forwards    *metrics.Counter // under way; goes down as well
 	forwardLost *metrics.Counter
+	carried     *metrics.Counter
 	loops       *metrics.Counter
 	older       *metrics.Counter
 }
@@ -77,6 +78,7 @@ func newMetrics(set *metrics.Set) edgeMetrics {
 		redirects:   set.NewCounter("weir_pull_redirects_total"),
 		forwards:    set.NewCounter("weir_forwards"),
 		forwardLost: set.NewCounter("weir_forward_upstream_lost_total"),
+		carried:     set.NewCounter("weir_forward_moved_total"),
 		loops:       set.NewCounter("weir_pull_loops_total"),
 		older:       set.NewCounter("weir_pull_earlier_owner_total"),
 	}

@@ -340,8 +340,12 @@ func (f *forward) dial(ctx context.Context, up vhost.Upstream, via string) (*rtm
 // is one of ctx, ends the search for another upstream.
 func (f *forward) send(ctx, seeking context.Context, up *upstreamConn, cursor *stream.Cursor, via string) error {
 	for {
-		err := f.copy(ctx, up, cursor)
+		next, err := f.copy(ctx, up, cursor, via)
 		up.Close()
+		if next != nil {
+			up, cursor = next, f.ring.Join() // it begins with a key frame
+			continue
+		}
 		if err == nil || ctx.Err() != nil {
 			return nil
 		}
@@ -397,8 +401,16 @@ func (f *forward) reconnect(ctx context.Context, via string, cause error) (*upst
 // batchTags is how many tags are written upstream at a time.
 const batchTags = 64
 
-// copy writes the log to one upstream. It returns nil after the publisher's end.
-func (f *forward) copy(ctx context.Context, up *upstreamConn, cursor *stream.Cursor) (err error) {
+// copy writes the log to one upstream. It returns nil after the publisher's end, and
+// the next upstream if this one has sent the publisher there: this one gets all until
+// that one has it.
+func (f *forward) copy(ctx context.Context, up *upstreamConn, cursor *stream.Cursor, via string) (next *upstreamConn, err error) {
+	over := f.crossing(ctx, up, via)
+	defer func() {
+		if to := over.end(err != nil); to != nil {
+			next, err = to, nil
+		}
+	}()
 	ctx, leave := context.WithCancelCause(ctx)
 	defer leave(nil)
 	epoch, _ := strconv.ParseUint(up.Started().Text(rtmp.InfoEpoch), 10, 64)
@@ -414,14 +426,19 @@ func (f *forward) copy(ctx context.Context, up *upstreamConn, cursor *stream.Cur
 			err = cause // the connection only shows that it was closed
 		}
 	}()
+	stop := context.AfterFunc(ctx, func() { up.Close() })
+	defer stop()
+	return nil, f.write(ctx, up, cursor, over)
+}
+
+// write is the loop of copy. It returns nil, too, when there is a next upstream.
+func (f *forward) write(ctx context.Context, up *upstreamConn, cursor *stream.Cursor, over *crossing) error {
 	wake := make(chan struct{}, 1)
 	f.ring.Subscribe(wake)
 	defer f.ring.Unsubscribe(wake)
-	stop := context.AfterFunc(ctx, func() { up.Close() })
-	defer stop()
 	var batch [batchTags]stream.Entry
 	var tags []media.Tag
-	for {
+	for !over.there() {
 		if _, behind := cursor.Behind(); time.Duration(behind)*time.Millisecond > f.edge.cfg.Forward.MaxLag {
 			if lost := cursor.Jump(); lost > 0 {
 				f.log.Warn("upstream is too slow: jumped to the newest key frame", "upstream", up.addr, "behind_ms", behind, "lost_frames", lost)
@@ -450,10 +467,14 @@ func (f *forward) copy(ctx context.Context, up *upstreamConn, cursor *stream.Cur
 		}
 		select {
 		case <-wake:
+		case to := <-up.Redirected():
+			over.begin(to)
+		case <-over.done:
 		case <-up.Done():
 			return up.Err()
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
+	return nil
 }

@@ -338,7 +338,7 @@ func TestForwardSlowUpstream(t *testing.T) {
 	}
 	defer c.Close()
 	f.ring.Close(errPublisherLeft)
-	if err := f.copy(t.Context(), &upstreamConn{Client: c, addr: a.rtmp}, cursor); err != nil {
+	if _, err := f.copy(t.Context(), &upstreamConn{Client: c, addr: a.rtmp}, cursor, ""); err != nil {
 		t.Fatal(err)
 	}
 	a.awaitPublished(t, 1)

@@ -58,6 +58,10 @@ type PublishConfig struct {
 	// 1h; meanwhile another origin may take the name. A publisher that unpublishes ends its
 	// stream at once.
 	ResumeWindow time.Duration `yaml:"resume_window"`
+	// While the node is over `load.soft_limit` it moves one stream in this time to an origin
+	// with less load, from 1s to 10m: publishers that edges forward first, which notice nothing, then
+	// encoders that understand a request to connect elsewhere. 0s moves none.
+	MoveEvery time.Duration `yaml:"move_every"`
 }
 
 // Default returns the configuration of an origin whose file sets nothing.
@@ -71,7 +75,7 @@ func Default() Config {
 		Play:      session.DefaultConfig(0),
 		Load:      load.DefaultConfig(),
 		Admission: admission.DefaultConfig(),
-		Publish:   PublishConfig{ResumeWindow: 10 * time.Second},
+		Publish:   PublishConfig{ResumeWindow: 10 * time.Second, MoveEvery: 5 * time.Second},
 		Limits:    limit.DefaultConfig(),
 		Drain:     drain.DefaultConfig(),
 		Vhosts:    vhost.Vhosts{},
@@ -87,6 +91,9 @@ func (c *Config) Validate() error {
 	}
 	if d := c.Publish.ResumeWindow; d < 0 || d > time.Hour {
 		errs = append(errs, fmt.Errorf("publish.resume_window: %v is not between 0s and 1h", d))
+	}
+	if d := c.Publish.MoveEvery; d != 0 && (d < time.Second || d > 10*time.Minute) {
+		errs = append(errs, fmt.Errorf("publish.move_every: %v is neither 0s nor between 1s and 10m", d))
 	}
 	add("node", c.Node.Validate())
 	add("rtmp", c.RTMP.Validate())

@@ -130,7 +130,7 @@ func Run(ctx context.Context, cfg Config, opt NodeOptions) error {
 		Node: now, Now: meter.Jumps(),
 	})
 	o.SetOwner(holder)
-	process := drain.NewProcess(door, log, set)
+	process := drain.NewProcess(Drainable{door, o}, log, set)
 	drained = drain.NewNode(drain.Options{
 		Config: cfg.Drain, Log: log, Set: set,
 		Apply: func(_ context.Context, o *drain.Order) (drain.Progress, error) { return process.Apply(o), nil },
@@ -178,6 +178,7 @@ func Run(ctx context.Context, cfg Config, opt NodeOptions) error {
 				Streams:  func() []admin.StreamInfo { return o.Streams(door.Players) },
 				Sessions: door.Sessions,
 				Kick:     door.Kick,
+				Move:     o.Move,
 			},
 			Checks: []admin.Check{{Name: "discovery", Func: func(context.Context) error { return holder.Err() }}},
 			Drain:  drained,
@@ -189,6 +190,7 @@ func Run(ctx context.Context, cfg Config, opt NodeOptions) error {
 	g.Go(func() error { return meter.Run(ctx) })
 	shedder := admission.NewShedder(cfg.Admission, status, door, log, set)
 	g.Go(func() error { return shedder.Run(ctx) })
+	g.Go(func() error { return o.Offload(ctx, status) })
 	g.Go(func() error { return process.Run(ctx) })
 	g.Go(func() error { return drained.Run(ctx) })
 	g.Go(func() error { return drained.EndAfter(ctx, opt.Terminate, finish) })

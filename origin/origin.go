@@ -33,15 +33,17 @@ type Owner interface {
 // Origin is the role. It implements session.Role. Safe for concurrent use.
 type Origin struct {
 	// Static.
-	cfg     Config
-	node    string
-	table   *vhost.Table
-	owner   Owner
-	log     *slog.Logger
-	set     *metrics.Set
-	running sync.WaitGroup // HLS of the publications, and their ends
+	cfg      Config
+	node     string
+	table    *vhost.Table
+	owner    Owner
+	log      *slog.Logger
+	set      *metrics.Set
+	askedFor time.Duration  // the constant, less in tests
+	running  sync.WaitGroup // HLS of the publications, and their ends
 
 	others *discovery.Elsewhere
+	placer placer // nil: nobody schedules
 
 	redirects *metrics.Counter
 
@@ -55,11 +57,12 @@ type Origin struct {
 // New returns the role. owner may be set later, before anything is served.
 func New(cfg Config, log *slog.Logger, set *metrics.Set) *Origin {
 	o := &Origin{
-		cfg: cfg, node: cfg.Node.Name("origin"), table: vhost.NewTable(cfg.Vhosts), log: log, set: set,
+		cfg: cfg, node: cfg.Node.Name("origin"), askedFor: askedFor, table: vhost.NewTable(cfg.Vhosts), log: log, set: set,
 		others:    discovery.NewElsewhere(nil, ""),
 		redirects: set.NewCounter("weir_redirects_total"),
 		streams:   map[string]*publication{}, lingering: map[string]*hls.Store{}, changed: make(chan struct{}),
 	}
+	set.NewCounter("weir_moves_failed_total")
 	set.NewGauge("weir_streams", func() float64 { n, _ := o.held(); return float64(n) })
 	set.NewGauge("weir_log_bytes", func() float64 { _, n := o.held(); return float64(n) })
 	return o
@@ -82,6 +85,7 @@ func (o *Origin) SetOwner(owner Owner) { o.owner = owner }
 // before it serves.
 func (o *Origin) SetDirectory(d discovery.Directory) {
 	o.others = discovery.NewElsewhere(d, o.node)
+	o.placer, _ = d.(placer)
 }
 
 // Vhosts returns the table of the origin's tenants.

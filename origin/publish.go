@@ -36,6 +36,9 @@ type publication struct {
 	gone      chan struct{}      // closed when publisher has let go of the stream
 	claim     *claim             // not nil while publisher claims the name
 	resume    *time.Timer        // runs while the publisher is away
+	asked     *time.Timer        // runs while publisher has been asked to go elsewhere
+	settles   time.Time          // until when load is no reason to ask it
+	wayward   time.Time          // until when it is asked only if somebody wants it
 	writer    *stream.Publisher  // of the publisher, once it may send
 	unfollow  func()             // ends that regained is called; nil before that begins
 	hls       *hls.Segmenter     // set before shown; nil without HLS
@@ -115,7 +118,7 @@ func (o *Origin) reserve(s *session.Publisher, name string, replace bool) (p *pu
 		o.streams[key] = p
 	case p.ended:
 		return nil, nil, p.over, nil
-	case p.publisher != nil && (replace || name != "" && name == p.name):
+	case p.publisher != nil && (replace || name != "" && name == p.name || p.asked != nil):
 		p.publisher.End(reasonReplaced)
 		return nil, nil, p.gone, nil
 	case p.claim != nil:
@@ -144,6 +147,7 @@ func (p *publication) settle(lease discovery.Lease, err error) error {
 	if err == nil && !p.ended {
 		p.epoch = max(p.epoch, lease.Epoch)
 		if !p.shown {
+			p.settles = time.Now().Add(settled)
 			p.show()
 		}
 		o.mu.Unlock()
@@ -287,6 +291,9 @@ func (p *publication) leave(proper bool) {
 	o.mu.Lock()
 	p.publisher, p.writer = nil, nil
 	gone, last := p.gone, false
+	if p.answered() { // it goes on elsewhere
+		proper = false
+	}
 	switch {
 	case p.ended:
 	case proper || o.cfg.Publish.ResumeWindow == 0:

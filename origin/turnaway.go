@@ -30,13 +30,13 @@ func (o *Origin) TurnAway(ctx context.Context, n session.Newcomer) error {
 }
 
 // stands says whether the stream of a newcomer is live here, and whether it waits for
-// its publisher.
+// its publisher, or for another connection of one that was asked to go.
 func (o *Origin) stands(n session.Newcomer) (live, back bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	p := o.streams[n.Target.Key.String()]
 	live = p != nil && p.shown && !p.ended
-	return live, live && p.publisher == nil
+	return live, live && (p.publisher == nil || p.asked != nil)
 }
 
 // Returns reports whether a publisher comes back to a stream that waits for it here.

@@ -108,6 +108,9 @@ func New(o Options) *Server {
 	guarded("/metrics", get(s.metrics))
 	guarded("/api/v1/node", get(s.node))
 	guarded("/api/v1/streams", get(s.listStreams))
+	if o.Source.Move != nil {
+		guarded("/api/v1/streams/move", only(s.move, http.MethodPost))
+	}
 	guarded("/api/v1/sessions", get(s.listSessions))
 	guarded("/api/v1/sessions/{id}", only(s.kick, http.MethodDelete))
 	if o.Drain != nil {

@@ -32,6 +32,9 @@ type Source struct {
 	Sessions func() []SessionInfo
 	// Kick ends the session that has the ID and says whether there was one.
 	Kick func(id string) bool
+	// Move asks the publisher of a stream to go to the node that is named, or to the
+	// best one; see Moved. Only an origin has it.
+	Move func(ctx context.Context, stream, to string) (Moved, error)
 	// Configure puts a configuration file in force, or returns what is wrong. Only
 	// a worker has it.
 	Configure func(file []byte) error

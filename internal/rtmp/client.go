@@ -47,6 +47,8 @@ type Client struct {
 	started PlayInfo
 	done    chan struct{} // closed when the reader has ended; nil before Publish
 	err     error         // why it has ended
+
+	redirected chan *RedirectError // gets a redirect of the publish
 }
 
 // PlayInfo is what the server said when the stream started.
@@ -76,7 +78,7 @@ func Dial(ctx context.Context, u URL, cfg ClientConfig) (*Client, error) {
 		}
 		nc = secure
 	}
-	c := &Client{cfg: cfg, url: u}
+	c := &Client{cfg: cfg, url: u, redirected: make(chan *RedirectError, 1)}
 	c.start(nc, cfg.limits(), cfg.amfLimits(), cfg.WriteTimeout)
 	if err := c.within(ctx, c.open); err != nil {
 		nc.Close()
@@ -354,6 +356,11 @@ func (c *Client) Publish(ctx context.Context, name string) error {
 	return nil
 }
 
+// Redirected returns a channel that gets where the server sends the publisher in
+// mid-publish. The publish goes on until the server ends it, so that the next one can
+// begin before this one ends; its error is the redirect then.
+func (c *Client) Redirected() <-chan *RedirectError { return c.redirected }
+
 // Started returns what the server said when the publish started.
 func (c *Client) Started() PlayInfo { return c.started }
 
@@ -362,8 +369,19 @@ func (c *Client) Started() PlayInfo { return c.started }
 // frees a writer that waits for a full socket.
 func (c *Client) watch() error {
 	defer c.nc.Close()
+	var redirect *RedirectError
 	for {
 		t, err := c.nextTag()
+		if errors.As(err, &redirect) {
+			select {
+			case c.redirected <- redirect:
+			default: // one is to be followed already
+			}
+			continue
+		}
+		if redirect != nil && err != nil && !refused(err) {
+			err = redirect
+		}
 		if err == io.EOF {
 			err = fmt.Errorf("server ended the stream: %w", io.ErrUnexpectedEOF)
 		}

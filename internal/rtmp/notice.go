@@ -28,6 +28,13 @@ func ReconnectNotice(tcURL string, chunkSize int) []byte {
 	return chunk.AppendMessage(nil, chunk.StreamCommand, chunk.TypeCommand, 0, 0, p, chunkSize)
 }
 
+// GoAwayNotice asks an encoder that supports it (Request.SupportsGoAway) to connect again
+// to the URL that it has, at its next key frame: a protocol control message of type
+// 0x20 without a body, as live services send it to OBS 27.2 to 29.
+func GoAwayNotice(chunkSize int) []byte {
+	return chunk.AppendMessage(nil, chunk.StreamControl, chunk.TypeGoAway, 0, 0, nil, chunkSize)
+}
+
 // StatusNotice is a status of level "status": it ends nothing.
 func StatusNotice(streamID uint32, s Status, chunkSize int) []byte {
 	p := encodeStatus("status", s.Code, s.Description)

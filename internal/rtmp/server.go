@@ -449,6 +449,18 @@ func (c *ServerConn) otherStream(cmd *command, code string) {
 		encodeStatus("error", code, "This connection carries a stream already."))
 }
 
+// Tell writes a notice to the encoder between two answers, while media comes. It takes
+// at most the write timeout. Safe for concurrent use.
+func (c *ServerConn) Tell(notice []byte) error {
+	c.mu.Lock()
+	c.out = append(c.out, notice...)
+	c.mu.Unlock()
+	if err := c.flush(); err != nil {
+		return fmt.Errorf("tell encoder: %w", err)
+	}
+	return nil
+}
+
 // ErrInterrupted is what reading fails with after Interrupt.
 var ErrInterrupted = errors.New("interrupted")
 

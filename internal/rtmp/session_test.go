@@ -550,3 +550,26 @@ func FuzzServer(f *testing.F) {
 		_ = s.answers(t) // what the server said is RTMP, whatever the client was
 	})
 }
+
+// What a publisher is told in mid-publish, to the byte where others have defined it.
+func TestNoticesToPublishers(t *testing.T) {
+	if got, want := hex.EncodeToString(GoAwayNotice(128)), "020000000000002000000000"; got != want {
+		t.Errorf("go away: %s, want %s", got, want)
+	}
+	c, s := scripted(connectCall("live"), call(0, "createStream", 2, null), call(1, "publish", 3, null, amf.Str("cam"), amf.Str("live")))
+	if _, err := c.ReadRequest(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.AcceptPublish(); err != nil {
+		t.Fatal(err)
+	}
+	before := len(s.answers(t))
+	for _, notice := range [][]byte{GoAwayNotice(c.OutChunkSize()), ReconnectNotice("rtmp://other/live", c.OutChunkSize())} {
+		if err := c.Tell(notice); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, want := s.answers(t)[before:], "2 32 0 \n3 20 0 onStatus 0 null status:NetConnection.Connect.ReconnectRequest\n"; got != want {
+		t.Errorf("told:\n%swant:\n%s", got, want)
+	}
+}

@@ -177,7 +177,9 @@ func (g *ledger) withdraw(l *live, vhostName string) {
 // finish takes a session out and writes its line.
 func (g *ledger) finish(l *live, vhostName, reason string, err error) {
 	g.withdraw(l, vhostName)
-	reason = l.reason(reason)
+	if reason = l.reason(reason); l.leftAsAsked(reason) {
+		reason, err = string(fanout.Moved), nil
+	}
 	bytes, skipped := l.moved()
 	g.set.GetOrCreateCounter(fmt.Sprintf(`weir_sessions_ended_total{kind=%q,protocol=%q,peer=%q,reason=%q}`, l.kind, l.protocol, l.peerLabel(), reason)).Inc()
 	g.set.GetOrCreateCounter(fmt.Sprintf(`weir_session_bytes_total{kind=%q,protocol=%q,peer=%q}`, l.kind, l.protocol, l.peerLabel())).Add(int(bytes))

@@ -129,7 +129,10 @@ func (s *Server) publishRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.
 	if err := s.ledger.begin(l, t.Vhost.Name, s.bounds(t.Vhost)); err != nil {
 		return refuse(err)
 	}
-	p := &Publisher{Target: t, Remote: remote, Peer: peer, Name: req.Name, Encoder: req.FlashVer, Secret: req.Publisher, conn: c, live: l}
+	p := &Publisher{
+		Target: t, Remote: remote, Peer: peer, Name: req.Name, Encoder: req.FlashVer, Secret: req.Publisher,
+		conn: c, ways: waysOf(req), live: l,
+	}
 	end := s.opt.Role.Publish(ctx, p)
 	if !p.accepted && end.Err != nil && l.why.Load() == nil {
 		s.ledger.withdraw(l, t.Vhost.Name)
@@ -180,8 +183,11 @@ func ReadEnd(err error) PublishEnd {
 	case errors.Is(err, chunk.ErrProtocol):
 		return PublishEnd{Reason: "protocol_error", Err: err}
 	}
-	return PublishEnd{Reason: "connection_lost", Err: err}
+	return PublishEnd{Reason: connectionLost, Err: err}
 }
+
+// connectionLost is the reason of a publish whose connection ended without a word.
+const connectionLost = "connection_lost"
 
 func publishStatus(err error) rtmp.Status {
 	var r *Refusal

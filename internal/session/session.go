@@ -175,6 +175,8 @@ type PublishEnd struct {
 type tagReader interface {
 	AcceptPublish(info ...rtmp.Property) error
 	ReadTag() (media.Tag, error)
+	Tell(notice []byte) error
+	OutChunkSize() int
 }
 
 // Publisher is a publisher's session as a role sees it.
@@ -194,6 +196,7 @@ type Publisher struct {
 	Epoch uint64
 
 	conn     tagReader
+	ways     ways
 	accepted bool
 	live     *live
 }

@@ -74,6 +74,7 @@ type Stream struct {
 	head uint64  // guarded by mu; sequence number of the oldest entry
 	next uint64  // guarded by mu; sequence number of the entry to come
 	cost int64   // guarded by mu; memory of the ring and of all entries
+	size int64   // guarded by mu; bytes of the tags of all entries
 	mark uint64  // guarded by mu; newest join point; none in the log when mark < head or mark >= next
 
 	timeline  timeline          // guarded by mu
@@ -225,6 +226,7 @@ func (s *Stream) push(e Entry) {
 	}
 	s.ring[s.next&uint64(len(s.ring)-1)] = e
 	s.cost += e.cost()
+	s.size += int64(len(e.Tag))
 	if e.joinable {
 		s.mark = s.next
 	}
@@ -254,6 +256,7 @@ func (s *Stream) outdated(e *Entry) bool {
 func (s *Stream) drop() { // s.mu is held
 	e := &s.ring[s.head&uint64(len(s.ring)-1)]
 	s.cost -= e.cost()
+	s.size -= int64(len(e.Tag))
 	*e = Entry{}
 	s.head++
 }
@@ -356,6 +359,9 @@ func (s *Stream) Stats() Stats {
 		oldest := s.ring[s.head&uint64(len(s.ring)-1)].Tag.Time()
 		st.LogTime = max(0, time.Duration(int32(s.timeline.last-oldest))*time.Millisecond)
 		st.LastTime = s.timeline.last
+	}
+	if st.LogTime >= time.Second {
+		st.Bitrate = uint64(float64(8*s.size) / st.LogTime.Seconds())
 	}
 	return st
 }

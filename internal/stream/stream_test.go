@@ -783,3 +783,24 @@ func TestConcurrentReadersSeeWhatWasAppended(t *testing.T) {
 		t.Error(f)
 	}
 }
+
+// The bit rate is that of what the log holds, however long the stream is.
+func TestBitrate(t *testing.T) {
+	s, p := start(t, Limits{MaxBytes: 1 << 20, MaxTime: 2 * time.Second})
+	if got := s.Stats().Bitrate; got != 0 {
+		t.Errorf("empty: %d", got)
+	}
+	const size = 1000
+	for n := range 500 {
+		if err := p.Append(makeTag(fmt.Sprintf("%c%d", "KPPPP"[n%5], n), uint32(40*n), size)); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.Stats().Bitrate; n == 20 && got != 0 {
+			t.Errorf("of less than a second: %d", got)
+		}
+	}
+	perTag := float64(len(makeTag("K100", 0, size)) * 8)
+	if got, want := float64(s.Stats().Bitrate), perTag*25; got < want || got > want*1.1 {
+		t.Errorf("%v bit/s, want %v", got, want)
+	}
+}

@@ -29,6 +29,7 @@ const (
 	TypeSharedAMF0       = 19
 	TypeCommand          = 20
 	TypeAggregate        = 22
+	TypeGoAway           = 32 // of live services, not of the specification
 )
 
 // Chunk sizes in bytes.
