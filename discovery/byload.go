@@ -10,10 +10,10 @@ import (
 const busyLoad = 0.80
 
 // ByLoad puts nodes into the order in which they should be tried for a new session:
-// first the less loaded of two that are chosen at random from those that are not busy,
-// so that many who choose by the same reports do not choose the same node; then the
-// others, the least loaded first. A node that has not reported its load counts as full.
-// It changes the slice and returns it.
+// first one of those that are not busy, by chance, the more probably the more room it
+// has, because many choose by the same reports and are not to choose the same; then
+// the others, the least loaded first. A node that has not reported its load counts as
+// full. It changes the slice and returns it.
 func ByLoad(nodes []Node) []Node {
 	slices.SortStableFunc(nodes, func(a, b Node) int {
 		switch x, y := a.effective(), b.effective(); {
@@ -31,11 +31,17 @@ func ByLoad(nodes []Node) []Node {
 	if free < 2 {
 		return nodes
 	}
-	i, j := rand.IntN(free), rand.IntN(free-1)
-	if j >= i {
-		j++
+	room := 0.0
+	for i := range free {
+		room += busyLoad - nodes[i].effective()
 	}
-	first := min(i, j) // the less loaded
+	first, at := 0, rand.Float64()*room
+	for first < free-1 {
+		if at -= busyLoad - nodes[first].effective(); at < 0 {
+			break
+		}
+		first++
+	}
 	chosen := nodes[first]
 	copy(nodes[1:first+1], nodes[:first])
 	nodes[0] = chosen

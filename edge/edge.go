@@ -188,7 +188,11 @@ func (e *Edge) Close() {
 }
 
 func (e *Edge) group(v *vhost.Vhost, list []vhost.Upstream, names *resolver) *upstreams {
-	return &upstreams{list: list, policy: v.Config.Policy, resolver: names, health: e.health}
+	u := &upstreams{list: list, policy: v.Config.Policy, resolver: names, health: e.health}
+	if e.owners != nil {
+		u.byLoad = e.byLoad
+	}
+	return u
 }
 
 // preferred returns the upstreams that speak the protocol of pulls or, if none

@@ -294,6 +294,41 @@ func TestForwardWhere(t *testing.T) {
 	}
 }
 
+// Publishers go to the origins by the room that these have: of two, one of which is
+// almost full, and a third that has not said, most go to the first, and none to the
+// third. With the policy least_load it is the same for upstreams that are listed.
+func TestForwardByLoad(t *testing.T) {
+	dir := newRemote()
+	origins := []*upstream{newUpstream(t, "a"), newUpstream(t, "b"), newUpstream(t, "c")}
+	var addrs []string
+	for i, load := range []map[string]float64{{discovery.LoadEffective: 0.1}, {discovery.LoadEffective: 0.75}, nil} {
+		addrs = append(addrs, origins[i].rtmp)
+		if err := dir.Heartbeat(t.Context(), discovery.Node{
+			ID: fmt.Sprint(i), Instance: "1", Role: discovery.RoleOrigin, State: discovery.StateUp,
+			Addr: discovery.Addr{RTMP: origins[i].rtmp}, TTL: time.Minute, Load: load,
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cfg := quick()
+	listed := quick().upstreams(addrs...).vhost(func(c *vhost.Config) { c.Policy = vhost.LeastLoad })
+	for name, cfg := range map[string]Config{"all that are known": cfg, "listed": listed} {
+		e := startEdge(t, "edge", cfg, dir)
+		first := map[string]int{}
+		const rounds = 400
+		for range rounds {
+			list, err := e.edge.publishCandidates(t.Context(), vhost.Target{Key: vhost.Key{Vhost: vhost.DefaultName, App: "live", Name: "free"}})
+			if err != nil || len(list) != 3 {
+				t.Fatalf("%s: %v, %v", name, list, err)
+			}
+			first[list[0].Addr]++
+		}
+		if a, b, c := first[addrs[0]], first[addrs[1]], first[addrs[2]]; a < rounds*8/10 || b == 0 || c != 0 {
+			t.Errorf("%s: first %d, %d and %d times", name, a, b, c)
+		}
+	}
+}
+
 // Publishers that go in a circle are told so at once.
 func TestForwardCircle(t *testing.T) {
 	r, h := listen(t), listen(t)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"weir/discovery"
@@ -224,9 +223,8 @@ type nodeLister interface {
 }
 
 // liveOrigins returns a function that lists the origins that may take a
-// publisher, a different one first each time.
+// publisher, in the order of discovery.ByLoad.
 func liveOrigins(d nodeLister) func(context.Context) ([]discovery.Node, error) {
-	var turn atomic.Uint64
 	var mu sync.Mutex
 	var known []discovery.Node // guarded by mu; the last answer, for when discovery is away
 	return func(ctx context.Context) ([]discovery.Node, error) {
@@ -243,12 +241,39 @@ func liveOrigins(d nodeLister) func(context.Context) ([]discovery.Node, error) {
 		if len(nodes) == 0 {
 			return nil, err
 		}
-		if len(nodes) > 1 {
-			k := int((turn.Add(1) - 1) % uint64(len(nodes)))
-			nodes = append(nodes[k:len(nodes):len(nodes)], nodes[:k]...)
-		}
-		return nodes, nil
+		return discovery.ByLoad(slices.Clone(nodes)), nil
 	}
+}
+
+// byLoad puts upstreams into the order of discovery.ByLoad, by the load of the nodes
+// that have their addresses. Those of which discovery knows none come last, as they
+// were.
+func (e *Edge) byLoad(ctx context.Context, all []vhost.Upstream) []vhost.Upstream {
+	ctx, cancel := context.WithTimeout(ctx, brief)
+	defer cancel()
+	loads := map[vhost.Upstream]map[string]float64{}
+	note := func(nodes []discovery.Node) {
+		for _, n := range nodes {
+			if n.State == discovery.StateUp {
+				loads[vhost.Upstream{Scheme: "rtmp", Addr: n.Addr.RTMP}] = n.Load
+				loads[vhost.Upstream{Scheme: "http", Addr: n.Addr.HTTP}] = n.Load
+			}
+		}
+	}
+	origins, _, _ := e.owners.Nodes(ctx, discovery.NodeQuery{Role: discovery.RoleOrigin}) // none, of a directory that is away
+	note(origins)
+	if slices.ContainsFunc(all, func(u vhost.Upstream) bool { return loads[u] == nil }) {
+		note(e.others.ByLoad(ctx, discovery.RoleEdge)) // tiers of edges
+	}
+	nodes, of := make([]discovery.Node, len(all)), make(map[string]vhost.Upstream, len(all))
+	for i, u := range all {
+		nodes[i] = discovery.Node{ID: u.String(), Load: loads[u]}
+		of[u.String()] = u
+	}
+	for i, n := range discovery.ByLoad(nodes) {
+		all[i] = of[n.ID]
+	}
+	return all
 }
 
 // brief is how long is waited for what can be done without.

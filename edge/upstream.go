@@ -25,7 +25,8 @@ type upstreams struct {
 	policy   vhost.Policy
 	resolver *resolver
 	health   *health
-	turn     atomic.Uint64 // of round robin: one counter for the group, whatever the stream
+	byLoad   func(context.Context, []vhost.Upstream) []vhost.Upstream // orders them; nil without discovery
+	turn     atomic.Uint64                                            // of round robin: one counter for the group, whatever the stream
 }
 
 // groups are the upstreams by vhost. Safe for concurrent use; the zero value has
@@ -94,6 +95,9 @@ func (u *upstreams) pick(ctx context.Context, key string) ([]vhost.Upstream, err
 	default:
 		n := int((u.turn.Add(1) - 1) % uint64(len(all)))
 		all = append(all[n:len(all):len(all)], all[:n]...)
+	}
+	if u.policy == vhost.LeastLoad && u.byLoad != nil {
+		all = u.byLoad(ctx, all)
 	}
 	u.health.sort(all)
 	return all, nil

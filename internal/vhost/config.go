@@ -33,10 +33,13 @@ type Policy string
 const (
 	RoundRobin Policy = "round_robin" // one counter for the vhost's group, not one per stream
 	Hash       Policy = "hash"        // rendezvous hashing of the stream over the upstreams
+	LeastLoad  Policy = "least_load"  // by the load that discovery is told
 )
 
 // Choices implements configs.Chooser.
-func (Policy) Choices() []string { return []string{string(RoundRobin), string(Hash)} }
+func (Policy) Choices() []string {
+	return []string{string(RoundRobin), string(Hash), string(LeastLoad)}
+}
 
 // Config is one tenant.
 type Config struct {
@@ -48,8 +51,10 @@ type Config struct {
 	// or `HOST:PORT` (RTMP). Without discovery HLS needs those with http:// and publishers need
 	// those with rtmp://. A name may resolve to several addresses. Origins do not use it.
 	Upstreams []string `yaml:"upstreams"`
-	// How an edge picks among the upstreams: `round_robin` (in turn, one counter for the vhost)
-	// or `hash` (a stream stays with an upstream while that lives).
+	// How an edge picks among the upstreams: `round_robin` (in turn, one counter for the vhost),
+	// `hash` (a stream stays with an upstream while that lives) or `least_load` (the more often the
+	// less load it reports to discovery; in turn while none is known). Publishers of a vhost without
+	// upstreams go to the origins that discovery knows, by their load.
 	Policy Policy `yaml:"policy"`
 	// Who may publish to this vhost.
 	Publish PublishConfig `yaml:"publish"`
