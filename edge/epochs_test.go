@@ -298,10 +298,10 @@ func TestHLSOfAnEarlierOwner(t *testing.T) {
 	a, zombie := newUpstream(t, "a"), newUpstream(t, "zombie")
 	playlist := func(epoch, seq int) hls.Object {
 		return hls.NewObject(200, "application/vnd.apple.mpegurl", "", fmt.Appendf(nil,
-			"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXT-X-MEDIA-SEQUENCE:%d\n#EXTINF:2,\ndemo-%d-%d.ts\n", seq, epoch, seq))
+			"#EXTM3U\n#WEIR-EPOCH:%d\n#EXT-X-TARGETDURATION:2\n#EXT-X-MEDIA-SEQUENCE:%d\n#EXTINF:2,\ndemo-1-%d.ts\n", epoch, seq, seq))
 	}
 	cfg := quick().upstreams("http://"+a.http, "http://"+zombie.http).vhost(func(v *vhost.Config) { v.Policy = vhost.Hash })
-	n := startTeam(t, "edge", 2, cfg, newRemote())
+	n := startTeam(t, "edge", 2, cfg, nil) // epochs are the origins', whether the edge asks their directory or not
 	a.set(func() { a.files["/live/demo.m3u8"] = playlist(20, 5) })
 	for _, w := range n.workers {
 		if status, body := get(t, w.point, "/live/demo.m3u8"); status != 200 {

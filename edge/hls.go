@@ -261,11 +261,10 @@ func (f *fetcher) upstream(ctx context.Context, t vhost.Target, uri, via string)
 }
 
 // notOlder returns an error if a file is a playlist of an earlier owner than one that
-// was fetched before. Only an edge with discovery knows that its origins share epochs:
-// the names of the files have some in any case.
+// was fetched before. Where playlists tell none, origins share no epochs.
 func (f *fetcher) notOlder(t vhost.Target, from string, o hls.Object) error {
 	epoch, ok := hls.PlaylistEpoch(o.Body)
-	if o.Status != http.StatusOK || !ok || f.edge.owners == nil {
+	if o.Status != http.StatusOK || !ok {
 		return nil
 	}
 	key := "hls " + t.Key.String() // its viewers are others than those of the relay

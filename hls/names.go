@@ -3,6 +3,7 @@ package hls
 import (
 	"bytes"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -64,21 +65,26 @@ func ParsePath(path string) (Request, bool) {
 	return r, true
 }
 
-// PlaylistEpoch returns the epoch of the last segment that a media playlist of a
-// Segmenter names; it reports false for everything else.
+// ownershipMark begins the line of a playlist that says of which ownership the stream
+// is. Players take it for a comment (RFC 8216 section 4.1).
+const ownershipMark = "#WEIR-EPOCH:"
+
+// appendOwnership puts the mark behind the first line of a playlist.
+func appendOwnership(playlist []byte, epoch uint64) []byte {
+	at := bytes.IndexByte(playlist, '\n') + 1
+	return slices.Insert(playlist, at, []byte(ownershipMark+strconv.FormatUint(epoch, 10)+"\n")...)
+}
+
+// PlaylistEpoch returns the epoch of the ownership that a playlist says it is of; it
+// reports false for one that says none, and for everything else.
 func PlaylistEpoch(playlist []byte) (epoch uint64, ok bool) {
-	if !bytes.HasPrefix(playlist, []byte("#EXTM3U")) {
+	rest, ok := bytes.CutPrefix(playlist, []byte("#EXTM3U\n"+ownershipMark))
+	if !ok {
 		return 0, false
 	}
-	for line := range bytes.FieldsFuncSeq(playlist, func(r rune) bool { return r == '\n' || r == '\r' }) {
-		if line[0] == '#' {
-			continue
-		}
-		uri, _, _ := strings.Cut(string(line), "?")
-		r, known := ParsePath("/-/" + uri) // escapes do not matter for its numbers
-		epoch, ok = r.Epoch, known && r.Segment
-	}
-	return epoch, ok
+	digits, _, ok := bytes.Cut(rest, []byte("\n"))
+	epoch, err := strconv.ParseUint(string(digits), 10, 64)
+	return epoch, ok && err == nil && epoch > 0
 }
 
 // cutNumber splits "rest-123" at its last hyphen.

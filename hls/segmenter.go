@@ -62,7 +62,7 @@ type Options struct {
 	// VHost is written into the query of segment URIs; empty for the default
 	// vhost.
 	VHost string
-	// Epoch is the epoch of the stream's ownership.
+	// Epoch is the epoch of the stream's ownership, for the names of the segments.
 	Epoch uint64
 	// Now is the wall clock; nil means time.Now.
 	Now func() time.Time

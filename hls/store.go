@@ -19,8 +19,8 @@ const minSegment = 500 * time.Millisecond
 // segmentOverhead is what a kept segment costs in bytes beside its body.
 const segmentOverhead = 512
 
-// Store holds the segments of one stream in one ownership epoch, and the
-// playlist that lists them. A Segmenter writes it; any number of readers may use
+// Store holds the segments of one stream, named with the epoch of the ownership in
+// which it began, and the playlist that lists them. A Segmenter writes it; any number of readers may use
 // it at the same time.
 type Store struct {
 	// Fixed at construction.
@@ -45,6 +45,7 @@ type Store struct {
 	target        int                 // EXT-X-TARGETDURATION in seconds; 0 before the first segment
 	independent   bool                // every segment so far begins with a key frame
 	nextSeq       uint64
+	ownership     uint64        // epoch that playlists tell; 0: none
 	discontinuity uint64        // EXT-X-DISCONTINUITY tags that were removed, from its start value on
 	longest       time.Duration // of all playlists so far
 }
@@ -136,8 +137,17 @@ func (s *Store) Get(ctx context.Context, r Request) Object {
 	return s.Playlist(ctx)
 }
 
-// Epoch returns the ownership epoch that the segments are named with.
-func (s *Store) Epoch() uint64 { return s.epoch }
+// SetOwnership has playlists tell, from now on, of which ownership the stream is: an
+// edge shows none of an earlier one any more. It may be a later one than that of the
+// names of the segments, if the origin was given the stream again. Without it
+// playlists tell nothing: origins that share no directory have epochs of their own.
+func (s *Store) SetOwnership(epoch uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ownership = epoch; len(s.listed) > 0 {
+		s.render()
+	}
+}
 
 // Stats are the figures of a store at one moment.
 type Stats struct {
@@ -304,6 +314,9 @@ func (s *Store) render() {
 		s.explanation = "the playlist cannot be written: " + err.Error()
 		s.settle()
 		return
+	}
+	if s.ownership != 0 {
+		body = appendOwnership(body, s.ownership)
 	}
 	o := playlistObject(s.target, body)
 	s.playlist.Store(&o)

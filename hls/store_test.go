@@ -187,6 +187,49 @@ func TestPlaylistBytes(t *testing.T) {
 	}
 }
 
+// Playlists tell of which ownership the stream is, as soon as that is known and again
+// when it changes; the names of the segments stay.
+func TestPlaylistTellsOwnership(t *testing.T) {
+	now := time.Date(2026, 11, 22, 0, 0, 0, 0, time.UTC)
+	s := storeAt(DefaultConfig(), &now)
+	f := func(want uint64, wantOK bool) {
+		t.Helper()
+		got := s.Playlist(t.Context())
+		if epoch, ok := PlaylistEpoch(got.Body); epoch != want || ok != wantOK {
+			t.Errorf("epoch %d, %t, want %d, %t in\n%s", epoch, ok, want, wantOK, got.Body)
+		}
+		p, err := hlstest.Parse(got.Body)
+		if err != nil {
+			t.Fatalf("%v in\n%s", err, got.Body)
+		}
+		if n := len(p.Segments); n != 1 || !strings.HasPrefix(p.Segments[0].URI, "a-7-") {
+			t.Errorf("%d segments in\n%s", n, got.Body)
+		}
+	}
+	s.add(cut{body: body(10), duration: 2 * time.Second, start: now, independent: true})
+	f(0, false)
+	before := s.Playlist(t.Context()).ETag
+	s.SetOwnership(8)
+	f(8, true)
+	if s.Playlist(t.Context()).ETag == before {
+		t.Error("a playlist has changed and its tag has not")
+	}
+	s.SetOwnership(12)
+	f(12, true)
+
+	s = storeAt(DefaultConfig(), &now)
+	s.SetOwnership(8) // before there is a playlist
+	s.add(cut{body: body(10), duration: 2 * time.Second, start: now, independent: true})
+	s.end()
+	f(8, true)
+
+	for _, other := range []string{"", "#EXTM3U", "#EXTM3U\n#WEIR-EPOCH:", "#EXTM3U\n#WEIR-EPOCH:7", "#EXTM3U\n#WEIR-EPOCH:0\n", "#EXTM3U\n#WEIR-EPOCH:-7\n", "#EXTM3U\n#WEIR-EPOCH:18446744073709551616\n", "\n#WEIR-EPOCH:7\n"} {
+		if epoch, ok := PlaylistEpoch([]byte(other)); ok {
+			t.Errorf("%q is of epoch %d", other, epoch)
+		}
+	}
+}
+
 func TestConfigValidate(t *testing.T) {
 	if err := DefaultConfig().Validate(); err != nil {
 		t.Errorf("the defaults are refused: %v", err)

@@ -245,9 +245,17 @@ func (p *publication) serve(s *session.Publisher) session.PublishEnd {
 	}
 }
 
-// mark writes into the stream of which ownership it is. o.mu is held.
+// mark writes into the stream, and into its playlists, of which ownership it is. o.mu
+// is held.
 func (p *publication) mark() {
-	if epoch := p.o.told(p.epoch); epoch != 0 && p.writer != nil {
+	epoch := p.o.told(p.epoch)
+	if epoch == 0 {
+		return
+	}
+	if p.hls != nil {
+		p.hls.Store().SetOwnership(epoch)
+	}
+	if p.writer != nil {
 		_ = p.writer.Append(media.EpochMark(epoch)) // only ever fails when the stream is over
 	}
 }

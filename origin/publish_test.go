@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"weir/discovery"
+	"weir/hls"
 	"weir/internal/media"
 	"weir/internal/rtmp"
 	"weir/internal/session"
@@ -449,6 +450,35 @@ func TestEpochIsTold(t *testing.T) {
 			break
 		}
 	}
+}
+
+// Playlists tell it as well, to everybody, and the later one when the directory has
+// granted that, although nobody publishes at that moment.
+func TestPlaylistTellsEpoch(t *testing.T) {
+	cfg := quick().withDefault(func(v *vhost.Config) { v.HLS.TargetDuration = 2 * time.Second })
+	dir := newMemory()
+	a := start(t, "a", cfg, dir)
+	alice := a.mustPublish("demo")
+	sendClip(t, alice, 9000)
+	told := func(want uint64) {
+		t.Helper()
+		_, _, playlist := a.get("/live/demo.m3u8")
+		if epoch, ok := hls.PlaylistEpoch([]byte(playlist)); !ok || epoch != want {
+			t.Errorf("epoch %d, %t, want %d in\n%s", epoch, ok, want, playlist)
+		}
+	}
+	l, err := dir.Lookup(context.Background(), key+"demo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	told(l.Epoch)
+	alice.Close()
+	a.awaitState("demo", "resuming")
+	a.origin.mu.Lock()
+	p := a.origin.streams[key+"demo"]
+	a.origin.mu.Unlock()
+	p.regained(discovery.Lease{Node: "a", Epoch: l.Epoch + 1})
+	told(l.Epoch + 1)
 }
 
 // An origin that shares no directory says nothing: an encoder may publish to
