@@ -86,7 +86,9 @@ func startWith(t testing.TB, name string, cmd *exec.Cmd) *process {
 	if cmd.Stdout == nil {
 		cmd.Stdout = p.stdout
 	}
-	cmd.Stderr = p.stderr
+	if cmd.Stderr == nil {
+		cmd.Stderr = p.stderr
+	}
 	// Whatever a process leaves open, Wait returns soon after it has ended.
 	cmd.WaitDelay = 3 * time.Second
 	// If the test binary is killed, its processes go too.
