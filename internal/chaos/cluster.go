@@ -15,8 +15,8 @@ import (
 	"weir/internal/chaos/wire"
 )
 
-// cluster is the nodes under test. Its directory is in memory: members of an etcd are
-// not among the hosts.
+// cluster is the nodes under test, and the members of the etcd if that has their
+// directory.
 type cluster struct {
 	// Static.
 	cfg   *Config
@@ -25,12 +25,15 @@ type cluster struct {
 	nodes []*process // in the order of their start
 }
 
-// Timers of the nodes' configuration that the promises and the length of a round
-// rest on: shorter than the defaults, so that a minute has several rounds.
-const (
-	leaseTTL = 1500 * time.Millisecond
-	nodeTTL  = 1500 * time.Millisecond
-)
+// lifetime is lease_ttl and node_ttl. As other timers of the configuration on which
+// the promises and the length of a round rest it is shorter than the default, so that
+// a minute has several rounds. In etcd it is as short as can be.
+func (c *Config) lifetime() time.Duration {
+	if c.Engine == EngineEtcd {
+		return 2 * time.Second
+	}
+	return 1500 * time.Millisecond
+}
 
 func newCluster(cfg *Config, net *wire.Net, rec *recorder) (*cluster, error) {
 	c := &cluster{cfg: cfg, net: net, rec: rec}
@@ -42,11 +45,53 @@ func newCluster(cfg *Config, net *wire.Net, rec *recorder) (*cluster, error) {
 			}
 			p := newProcess(name, role, net.Host(name), rec, cfg.Dir)
 			p.command = func() *exec.Cmd { return p.host.Command(cfg.Weir, role, "-c", path) }
-			p.ready = func(ctx context.Context) error { return p.ask(ctx, "/readyz", nil) }
+			p.health = "/readyz"
 			c.nodes = append(c.nodes, p)
 		}
 	}
+	for _, name := range cfg.members() {
+		if err := os.RemoveAll(c.etcdData(name)); err != nil { // of a run before this one
+			return nil, fmt.Errorf("remove data of etcd: %w", err)
+		}
+		p := newProcess(name, roleEtcd, net.Host(name), rec, cfg.Dir)
+		p.command = func() *exec.Cmd { return p.host.Command("etcd", c.etcdArgs(name)...) }
+		p.health = "/health"
+		c.nodes = append(c.nodes, p)
+	}
 	return c, nil
+}
+
+// roleEtcd is that of a member of the etcd.
+const roleEtcd = "etcd"
+
+// etcdArgs are the arguments of a member, which answers its operator where nodes do.
+func (c *cluster) etcdArgs(name string) []string {
+	at := func(member string, port int) string { return fmt.Sprintf("http://%s:%d", c.addr(member), port) }
+	var peers []string
+	for _, m := range c.cfg.members() {
+		peers = append(peers, m+"="+at(m, 2380))
+	}
+	return []string{
+		"--name", name, "--data-dir", c.etcdData(name),
+		"--listen-client-urls", at(name, etcdPort) + ",http://" + adminAddr, "--advertise-client-urls", at(name, etcdPort),
+		"--listen-peer-urls", at(name, 2380), "--initial-advertise-peer-urls", at(name, 2380),
+		"--initial-cluster", strings.Join(peers, ","), "--initial-cluster-state", "new",
+		"--heartbeat-interval", "100", "--election-timeout", "1000", "--pre-vote", "--logger", "zap", "--log-level", "warn",
+	}
+}
+
+func (c *cluster) etcdData(name string) string { return filepath.Join(c.cfg.Dir, name+".etcd") }
+
+// etcdPort is where clients reach a member.
+const etcdPort = 2379
+
+// etcd is the value of the key etcd of a configuration file.
+func (c *cluster) etcd() string {
+	var urls []string
+	for _, m := range c.cfg.members() {
+		urls = append(urls, fmt.Sprintf("%q", fmt.Sprintf("http://%s:%d", c.addr(m), etcdPort)))
+	}
+	return "{endpoints: [" + strings.Join(urls, ", ") + "], dial_timeout: 700ms, timeout: 700ms}"
 }
 
 func (c *cluster) addr(host string) string { return c.net.Host(host).Addr.String() }
@@ -57,16 +102,24 @@ func (c *cluster) config(role, name string) string {
 	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	p("role: %s\nnode: {id: %s}\nadmin: {listen: %q, pprof: true}", role, name, adminAddr)
 	if role == "discovery" {
-		p("listen: 0.0.0.0:7070\nlease_ttl: %v\nnode_ttl: %v", leaseTTL, nodeTTL)
+		p("listen: 0.0.0.0:7070\nlease_ttl: %v\nnode_ttl: %v", c.cfg.lifetime(), c.cfg.lifetime())
+		if c.cfg.Engine == EngineEtcd {
+			p("engine: etcd\netcd: %s", c.etcd())
+		}
 		return b.String()
 	}
 	// An encoder whose host is gone holds its name until its connection counts as idle.
 	p("rtmp: {listen: 0.0.0.0:1935, publish_idle_timeout: 2500ms}\nhttp: {listen: 0.0.0.0:8080}")
 	p("advertise: {rtmp: %q, http: %q}", c.addr(name)+":1935", c.addr(name)+":8080")
 	p("load: {soft_limit: 0, hard_limit: 0}") // all hosts are one machine: its being busy says nothing
-	p("discovery:\n  urls: [%q]\n  timeout: 700ms\n  heartbeat: 400ms", "http://"+c.addr(nodeDiscovery)+":7070")
+	p("discovery:\n  timeout: 700ms\n  heartbeat: 400ms")
+	if role == "origin" && c.cfg.Engine == EngineEtcd {
+		p("  engine: etcd\n  etcd: %s", c.etcd())
+	} else {
+		p("  urls: [%q]", "http://"+c.addr(nodeDiscovery)+":7070")
+	}
 	if role == "origin" {
-		p("  lease_ttl: %v\npublish: {resume_window: 10s}\nvhosts:\n  __defaultVhost__:\n    hls: {linger: 2s}", leaseTTL)
+		p("  lease_ttl: %v\npublish: {resume_window: 10s}\nvhosts:\n  __defaultVhost__:\n    hls: {linger: 2s}", c.cfg.lifetime())
 		return b.String()
 	}
 	p("workers: %d\nplay: {wait_publisher: 3s}", c.cfg.Workers)
@@ -96,9 +149,9 @@ func (c *cluster) door(name string) nodeAddr {
 // startTimeout is how long a node may take to be ready.
 const startTimeout = 20 * time.Second
 
-// start starts all nodes, discovery first, and waits until they are ready.
+// start starts all nodes, the directory first, and waits until they are ready.
 func (c *cluster) start(ctx context.Context) error {
-	for _, role := range []string{"discovery", "origin", "edge"} {
+	for _, role := range []string{roleEtcd, "discovery", "origin", "edge"} {
 		for _, n := range c.nodes {
 			if n.role == role {
 				if err := n.start(); err != nil {
@@ -117,12 +170,15 @@ func (c *cluster) start(ctx context.Context) error {
 	return nil
 }
 
-// stop stops all nodes properly.
+// stop stops all nodes of weir properly.
 func (c *cluster) stop() error {
 	var mu sync.Mutex
 	var errs []error // guarded by mu
 	var all sync.WaitGroup
 	for i, n := range c.nodes {
+		if n.role == roleEtcd { // no promise of weir; kill ends it
+			continue
+		}
 		c.rec.event(model.Event{Kind: model.KindFault, Fault: &model.Fault{ID: stopID - i, What: "stop for good", On: []string{n.name}}})
 		all.Go(func() {
 			err := n.stop(15 * time.Second)

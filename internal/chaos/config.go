@@ -29,6 +29,10 @@ type Config struct {
 	// Origins and Edges are how many of them there are: 2 to 5, and 1 to 4. Each edge has
 	// Workers processes, 1 to 8.
 	Origins, Edges, Workers int
+	// Engine is where the directory is: EngineMemory, in one discovery server, or
+	// EngineEtcd, in three members of an etcd. That is used by the discovery server,
+	// which the edges ask, and by the origins directly.
+	Engine string
 	// Streams is the number of streams with one publisher each, Contested that of
 	// streams with two that fight for the name; 1 to 50, and 0 to 10.
 	Streams, Contested int
@@ -44,10 +48,16 @@ type Config struct {
 	Out io.Writer
 }
 
+// The engines of the directory.
+const (
+	EngineMemory = "memory"
+	EngineEtcd   = "etcd"
+)
+
 // Default returns a run that fits into two cores.
 func Default() Config {
 	return Config{
-		Faulty: time.Minute, Origins: 3, Edges: 2, Workers: 2, Streams: 6, Contested: 2, Players: 40,
+		Faulty: time.Minute, Origins: 3, Edges: 2, Workers: 2, Engine: EngineMemory, Streams: 6, Contested: 2, Players: 40,
 		Bounds: model.Bounds{
 			Answer: 8000, Accept: 8000, Recovery: 2500, Absence: 8000, Hops: 40,
 			Goroutines: 24, Descriptors: 24, Memory: 48 << 20,
@@ -70,6 +80,9 @@ func (c *Config) Validate() error {
 	in("origins", c.Origins, 2, 5)
 	in("edges", c.Edges, 1, 4)
 	in("workers", c.Workers, 1, 8)
+	if c.Engine != EngineMemory && c.Engine != EngineEtcd {
+		errs = append(errs, fmt.Errorf("engine: %q is neither %s nor %s", c.Engine, EngineMemory, EngineEtcd))
+	}
 	in("streams", c.Streams, 1, 50)
 	in("contested", c.Contested, 0, 10)
 	in("players", c.Players, 4, 1000)
@@ -102,6 +115,17 @@ const (
 func (c *Config) origins() []string { return numbered("origin", c.Origins) }
 func (c *Config) edges() []string   { return numbered("edge", c.Edges) }
 
+// members returns the names of the members of the etcd, none without.
+func (c *Config) members() []string {
+	if c.Engine == EngineEtcd {
+		return numbered("etcd", etcdMembers)
+	}
+	return nil
+}
+
+// etcdMembers is how many members the etcd has: it bears the loss of one.
+const etcdMembers = 3
+
 func numbered(word string, n int) []string {
 	names := make([]string, n)
 	for i := range names {
@@ -111,7 +135,7 @@ func numbered(word string, n int) []string {
 }
 
 func (c *Config) hosts() []string {
-	return slices.Concat([]string{nodeDiscovery}, c.origins(), c.edges(), []string{hostPublishers, hostViewers, hostLiarA, hostLiarB})
+	return slices.Concat([]string{nodeDiscovery}, c.origins(), c.edges(), c.members(), []string{hostPublishers, hostViewers, hostLiarA, hostLiarB})
 }
 
 // Names of the streams without publishers. All streams are in the app live of
@@ -145,6 +169,9 @@ func (c *Config) setup() model.Event {
 	}
 	for _, name := range c.edges() {
 		s.Nodes[name] = model.Node{Role: "edge"}
+	}
+	for _, name := range c.members() {
+		s.Nodes[name] = model.Node{Role: roleEtcd}
 	}
 	return model.Event{Kind: model.KindSetup, Setup: &s}
 }

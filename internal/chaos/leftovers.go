@@ -19,6 +19,9 @@ type held map[string]int64
 func (c *cluster) holdings(ctx context.Context) (map[string]held, error) {
 	all := map[string]held{}
 	for _, n := range c.nodes {
+		if n.role == roleEtcd { // what it holds is its own affair
+			continue
+		}
 		var text string
 		if err := n.ask(ctx, "/metrics", &text); err != nil {
 			return nil, fmt.Errorf("ask %s for its metrics: %w", n.name, err)

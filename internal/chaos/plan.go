@@ -97,7 +97,7 @@ func (p *planner) draw() fault {
 		loss: float64(5+p.rand.IntN(26)) / 100, worker: p.rand.IntN(p.cfg.Workers),
 	}
 	// Origins are hit most: it is for them that the cluster is one.
-	nodes := slices.Concat(p.cfg.origins(), p.cfg.origins(), p.cfg.edges(), []string{nodeDiscovery})
+	nodes := slices.Concat(p.cfg.origins(), p.cfg.origins(), p.cfg.edges(), []string{nodeDiscovery}, p.cfg.members())
 	f.a = pick(p.rand, nodes)
 	switch f.what {
 	case faultKillWorker, faultStopWorker:
@@ -115,8 +115,13 @@ func (p *planner) draw() fault {
 // pairs returns the hosts that talk to each other.
 func (p *planner) pairs() [][2]string {
 	var pairs [][2]string
-	for _, o := range p.cfg.origins() {
-		pairs = append(pairs, [2]string{o, nodeDiscovery}, [2]string{o, nodeDiscovery}, [2]string{hostPublishers, o})
+	members := p.cfg.members()
+	for i, o := range p.cfg.origins() {
+		directory := nodeDiscovery
+		if len(members) > 0 {
+			directory = members[i%len(members)]
+		}
+		pairs = append(pairs, [2]string{o, directory}, [2]string{o, directory}, [2]string{hostPublishers, o})
 		for _, e := range p.cfg.edges() {
 			pairs = append(pairs, [2]string{e, o})
 		}
@@ -124,19 +129,25 @@ func (p *planner) pairs() [][2]string {
 	for _, e := range p.cfg.edges() {
 		pairs = append(pairs, [2]string{e, nodeDiscovery}, [2]string{hostViewers, e}, [2]string{hostPublishers, e})
 	}
+	for i, m := range members {
+		pairs = append(pairs, [2]string{m, nodeDiscovery}, [2]string{m, members[(i+1)%len(members)]})
+	}
 	return pairs
 }
 
 // fits reports whether a fault goes with those that a round has already: one
-// fault a host, one origin spared.
+// fault a host, one origin spared, and most members of the etcd.
 func (p *planner) fits(f fault, others []fault) bool {
-	downs := 0
+	origins, members := 0, 0
 	for _, o := range append(others[:len(others):len(others)], f) {
-		if o.down() && slices.Contains(p.cfg.origins(), o.a) {
-			downs++
+		switch {
+		case slices.Contains(p.cfg.members(), o.a): // a slow one is missing, too
+			members++
+		case o.down() && slices.Contains(p.cfg.origins(), o.a):
+			origins++
 		}
 	}
-	if downs >= p.cfg.Origins {
+	if origins >= p.cfg.Origins || members > 1 {
 		return false
 	}
 	for _, o := range others {

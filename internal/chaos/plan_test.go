@@ -65,6 +65,30 @@ func TestPlans(t *testing.T) {
 	}
 }
 
+// With an etcd its members have faults like all others, but most are always there.
+func TestPlansOverEtcd(t *testing.T) {
+	cfg := Default()
+	cfg.Engine = EngineEtcd
+	hit := map[string]bool{}
+	for _, round := range rounds(cfg, 500) {
+		down := 0
+		for _, f := range round {
+			hit[f.a], hit[f.b] = true, true
+			if slices.Contains(cfg.members(), f.a) {
+				down++
+			}
+		}
+		if down > 1 {
+			t.Errorf("a majority is missing: %v", round)
+		}
+	}
+	for _, name := range cfg.hosts() {
+		if !hit[name] && name != hostLiarA && name != hostLiarB {
+			t.Errorf("500 rounds have no fault of %s", name)
+		}
+	}
+}
+
 func TestOnly(t *testing.T) {
 	cfg := Default()
 	cfg.Only = []string{faultDelay, faultLoss}
@@ -84,7 +108,7 @@ func TestValidate(t *testing.T) {
 	}
 	bad := Config{Only: []string{"fire"}}
 	const want = "time: 0s is not between 10s and 24h\norigins: 0 is not between 2 and 5\nedges: 0 is not between 1 and 4\n" +
-		"workers: 0 is not between 1 and 8\nstreams: 0 is not between 1 and 50\nplayers: 0 is not between 4 and 1000\n" +
+		"workers: 0 is not between 1 and 8\nengine: \"\" is neither memory nor etcd\nstreams: 0 is not between 1 and 50\nplayers: 0 is not between 4 and 1000\n" +
 		`faults: "fire" is none of kill, power, kill-worker, stop, stop-worker, isolate, cut, one-way, delay, loss`
 	if err := bad.Validate(); err == nil || err.Error() != want {
 		t.Errorf("the errors are %v, want %s", err, want)

@@ -67,7 +67,7 @@ type (
 )
 
 func (p *poller) poll(ctx context.Context) error {
-	ready := p.node.ask(ctx, "/readyz", nil)
+	ready := p.node.ask(ctx, p.node.health, nil)
 	if p.node.role != "origin" {
 		return ready
 	}

@@ -27,7 +27,7 @@ type process struct {
 	admin      *http.Client // in the host
 	rec        *recorder
 	command    func() *exec.Cmd
-	ready      func(ctx context.Context) error
+	health     string // path of what says whether it is ready
 	logPath    string
 
 	mu sync.Mutex
@@ -94,7 +94,7 @@ func (p *process) awaitReady(ctx context.Context, patience time.Duration) error 
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
-		err := p.ready(ctx)
+		err := p.ask(ctx, p.health, nil)
 		if err == nil {
 			p.rec.event(model.Event{Kind: model.KindUp, Node: p.name})
 			return nil

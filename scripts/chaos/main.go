@@ -47,6 +47,7 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	flags.IntVar(&cfg.Origins, "origins", cfg.Origins, "number of origins, 2 to 5")
 	flags.IntVar(&cfg.Edges, "edges", cfg.Edges, "number of edges, 1 to 4")
 	flags.IntVar(&cfg.Workers, "workers", cfg.Workers, "processes of each edge, 1 to 8")
+	flags.StringVar(&cfg.Engine, "engine", cfg.Engine, "where the directory is: memory, or etcd (three members)")
 	flags.IntVar(&cfg.Streams, "streams", cfg.Streams, "streams with one publisher, 1 to 50")
 	flags.IntVar(&cfg.Contested, "contested", cfg.Contested, "streams that two publishers fight for, 0 to 10")
 	flags.IntVar(&cfg.Players, "players", cfg.Players, "players at a time, 4 to 1000")
@@ -90,7 +91,7 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 			len(c.Waits), c.Wait(0.50), c.Wait(0.99), c.Wait(1))
 		if len(result.Violations) > 0 {
 			fmt.Fprintf(stdout, "chaos: %d promises broken; seed %d, logs and history in %s\n", len(result.Violations), cfg.Seed, cfg.Dir)
-			fmt.Fprintf(stdout, "chaos: the same faults again: bin/chaos -seed %d -for %v\n", cfg.Seed, cfg.Faulty)
+			fmt.Fprintf(stdout, "chaos: the same faults again: bin/chaos -seed %d -for %v -engine %s\n", cfg.Seed, cfg.Faulty, cfg.Engine)
 			return exitBroken
 		}
 	}

@@ -103,7 +103,7 @@ type Stream struct {
 
 // Node is a node of the cluster.
 type Node struct {
-	Role string `json:"role"` // origin, edge, discovery
+	Role string `json:"role"` // origin, edge, discovery, etcd
 }
 
 // Bounds are the times, in milliseconds, and numbers that are promised.
