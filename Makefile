@@ -2,7 +2,7 @@
 
 GO       ?= go
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-FUZZTIME ?= 3s
+FUZZTIME ?= 5s
 ARGS     ?=
 
 # All packages but those whose tests have a target of their own: the end-to-end
@@ -43,7 +43,7 @@ test-chaos: ## Test the chaos checker, as root: broken builds of weir must fail 
 test-imports: ## Check the import rules: which package of ours may import which
 	$(GO) test -count=1 ./internal/importrules
 
-fuzz: ## Run each fuzz target for FUZZTIME (default 3s)
+fuzz: ## Run each fuzz target for FUZZTIME (default 5s)
 	GO="$(GO)" scripts/fuzz.sh $(FUZZTIME)
 
 chaos: build ## Run a cluster under faults for 60 s, as root, and check it (options in ARGS="-seed 7 -for 30m"; docs/chaos.md)

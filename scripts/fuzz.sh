@@ -1,27 +1,34 @@
 #!/usr/bin/env bash
-# Runs every fuzz target of the module for a while: fuzz.sh DURATION (as "3s").
-# Targets are found, not listed, so that none is forgotten. An input that fails
-# is kept by the go command in the package's testdata/fuzz and fails the tests
-# from then on.
+# Runs every fuzz target of the module for a while, each in one process, as many at
+# once as there are processors: fuzz.sh DURATION (as "5s"). Targets are found, not
+# listed, so that none is forgotten. An input that fails is kept by the test in the
+# package's testdata/fuzz and fails the tests from then on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 duration=${1:?usage: fuzz.sh DURATION}
 go=${GO:-go}
+cache=$("$go" env GOCACHE)/fuzz/$("$go" list -m)
+binaries=$(mktemp -d)
+trap 'rm -rf "$binaries"' EXIT
 
-# Only packages whose tests name a fuzz target are worth building for the list.
-mapfile -t directories < <(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -r -n1 dirname | sort -u)
-[ "${#directories[@]}" -gt 0 ] || { echo "fuzz: no fuzz targets found" >&2; exit 1; }
+# Fuzzes the targets of one package. It is built once for all of them.
+fuzz() {
+	local directory=$1 binary=$binaries/${1//\//_} target output
+	"$go" test -c -fuzz . -o "$binary" "$directory"
+	cd "$directory"
+	for target in $("$binary" -test.list '^Fuzz'); do
+		if ! output=$("$binary" -test.run '^$' -test.fuzz "^$target\$" -test.fuzztime "$duration" -test.parallel 1 \
+			-test.fuzzcachedir "$cache/${directory#./}" </dev/null 2>&1); then
+			printf 'fuzz: %s %s\n%s\n' "$directory" "$target" "$output" >&2
+			return 1
+		fi
+		echo "fuzz: $directory $target, $(grep -o 'execs: [0-9]*' <<<"$output" | tail -1 || true)"
+	done
+}
+export -f fuzz
+export duration go cache binaries
 
-# The go command prints a package's targets, then "ok package time".
-list=$("$go" test -list '^Fuzz' "${directories[@]}")
-targets=$(awk '/^Fuzz/ { names[n++] = $1 } /^ok/ { for (i = 0; i < n; i++) print $2, names[i]; n = 0 }' <<<"$list")
-[ -n "$targets" ] || { echo "fuzz: no fuzz targets found" >&2; exit 1; }
-
-while read -r package target; do
-	echo "fuzz: $package $target"
-	if ! output=$("$go" test -run '^$' -fuzz "^$target\$" -fuzztime "$duration" "$package" </dev/null 2>&1); then
-		echo "$output" >&2
-		exit 1
-	fi
-	grep -o 'execs: [0-9]*' <<<"$output" | tail -1 | sed 's/^/fuzz:   /' || true
-done <<<"$targets"
+# Those with the most targets first: at the end nobody is to wait for them alone.
+directories=$(grep -rc --include='*_test.go' '^func Fuzz' . | awk -F: '$2 > 0 { sub("/[^/]*$", "", $1); n[$1] += $2 } END { for (d in n) print n[d], d }' | sort -rn | cut -d' ' -f2)
+[ -n "$directories" ] || { echo "fuzz: no fuzz targets found" >&2; exit 1; }
+xargs -P "$(nproc)" -n1 bash -euo pipefail -c 'fuzz "$1"' fuzz <<<"$directories"
