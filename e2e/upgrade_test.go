@@ -150,6 +150,40 @@ func TestUpgradeEdge(t *testing.T) {
 	})
 }
 
+// Publishers at an edge outlive an upgrade where they are: their worker goes on for them.
+func TestUpgradeKeepsPublishers(t *testing.T) {
+	t.Parallel()
+	program := install(t, weirBinary(t))
+	o := startOrigin(t, "origin-a", addresses{}, "")
+	edge := startConfiguredAs(t, program.path, "edge", "workers: 2\nsupervision: {roll_grace: 1s}\n"+upstreamsOf(o.rtmp))
+	encoder := publishClip(t, edge.rtmpURL("live/demo"))
+	o.awaitStream(demo, "live")
+	player := playFLV(t, o.httpURL("live/demo.flv"), "")
+	session := edge.awaitSessions("publish", demo, 1)[0].ID
+	if r := edge.upgrade(); r.code != 0 {
+		t.Fatalf("weir upgrade: exit code %d\n%s%s", r.code, r.stdout, r.stderr)
+	}
+	eventually(t, waitTimeout, "the other worker has ended", func() error {
+		if now, err := edge.workers(); err != nil || len(now) != 3 {
+			return fmt.Errorf("workers %+v, %v", now, err)
+		}
+		return nil
+	})
+	player.await(75, player.videoFrames()) // longer than the grace of players
+	if s := edge.awaitSessions("publish", demo, 1); s[0].ID != session || !encoder.running() {
+		t.Errorf("the encoder has session %s, had %s", s[0].ID, session)
+	}
+	clipSource(t).require(t, "player", player.end(), 75, rules{})
+	encoder.signal(syscall.SIGTERM)
+	encoder.wait(stopTimeout)
+	eventually(t, waitTimeout, "its worker has ended", func() error {
+		if now, err := edge.workers(); err != nil || len(now) != 2 {
+			return fmt.Errorf("workers %+v, %v", now, err)
+		}
+		return nil
+	})
+}
+
 // A program that cannot run leaves the one before as it was, and so does its being at
 // the path: a worker that dies is started as what the node runs.
 func TestUpgradeToABrokenProgram(t *testing.T) {

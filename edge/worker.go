@@ -130,7 +130,8 @@ func RunWorker(c *worker.Child, etcd discovery.EtcdOpener, log *slog.Logger) err
 		}
 		open.Retire()
 		now := time.Now()
-		draining.Retire(drain.Order{Since: now, Until: now.Add(cfg.Supervision.RollGrace)})
+		last := drain.Order{Since: now, Until: now.Add(cfg.Supervision.RollGrace), Publishers: now.Add(cfg.Supervision.PublisherGrace)}
+		draining.Retire(last)
 		siblings.Close() // its connections stay
 		l, err := c.Retired(log)
 		if err != nil {
@@ -138,7 +139,8 @@ func RunWorker(c *worker.Child, etcd discovery.EtcdOpener, log *slog.Logger) err
 		}
 		retired <- l
 		log.Info("worker retires", "sessions", len(door.Sessions()), "connections", open.Connections(), "grace", cfg.Supervision.RollGrace.String())
-		empty(ctx, open.Connections, now.Add(cfg.Supervision.RollGrace))
+		empty(ctx, open.Connections, last.Until)
+		empty(ctx, func() int { _, publishers := door.Census(); return publishers }, last.Publishers)
 		finish()
 		return nil
 	})

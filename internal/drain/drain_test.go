@@ -59,15 +59,18 @@ func (c *crowd) Move(id string) bool {
 	return true
 }
 
-func (c *crowd) Cut() int {
+func (c *crowd) Cut(publishers bool) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	n := len(c.players) + c.publishers
+	n := len(c.players)
+	if publishers {
+		n += c.publishers
+		c.publishers = 0
+	}
 	if n > 0 {
 		c.cutAt = time.Now()
 	}
 	clear(c.players)
-	c.publishers = 0
 	return n
 }
 
@@ -190,6 +193,36 @@ func TestWhatIsLeftIsCutAtTheDeadline(t *testing.T) {
 			t.Errorf("cut after %v", d)
 		}
 	})
+}
+
+// A process that retires keeps its publishers for longer than its players, and for no
+// longer than a drain of the node lasts.
+func TestARetiringProcessKeepsPublishers(t *testing.T) {
+	f := func(drained, want time.Duration) { // a drain of the node, 0 for none
+		t.Helper()
+		synctest.Test(t, func(t *testing.T) {
+			c, begin := newCrowd(3, 2), time.Now()
+			p := start(t, c)
+			p.Retire(Order{Since: begin, Until: begin.Add(time.Minute), Publishers: begin.Add(time.Hour)})
+			p.Apply(nil)
+			time.Sleep(61 * time.Second)
+			if n := p.Apply(nil); n.Players != 0 || n.Publishers != 2 {
+				t.Errorf("at the end of the players' time: %+v", n)
+			}
+			if drained > 0 {
+				p.Apply(&Order{Since: begin, Until: begin.Add(drained)})
+				p.Apply(nil)
+			}
+			time.Sleep(3 * time.Hour)
+			synctest.Wait()
+			if got := c.cutAt.Sub(begin); got.Round(time.Second) != want {
+				t.Errorf("the publishers were cut after %v, want %v", got, want)
+			}
+		})
+	}
+	f(0, time.Hour)
+	f(2*time.Minute, 2*time.Minute)
+	f(2*time.Hour, time.Hour)
 }
 
 func TestADrainThatIsTakenBackMovesNobodyElse(t *testing.T) {

@@ -23,13 +23,28 @@ type Order struct {
 	// Since is when the drain began, and Until when what is left is cut.
 	Since time.Time `json:"since"`
 	Until time.Time `json:"until"`
+	// Publishers is when those that publish are cut, if that is later than Until.
+	Publishers time.Time `json:"publishers,omitzero"`
 	// KickRate is how many players this process moves per second; 0 spreads them
 	// over the time.
 	KickRate float64 `json:"kick_rate,omitempty"`
 }
 
 func (o Order) equal(p Order) bool {
-	return o.Since.Equal(p.Since) && o.Until.Equal(p.Until) && o.KickRate == p.KickRate
+	return o.Since.Equal(p.Since) && o.Until.Equal(p.Until) && o.Publishers.Equal(p.Publishers) && o.KickRate == p.KickRate
+}
+
+// hastened returns o with the earlier of its deadlines and those of another order, which
+// may be nil.
+func (o Order) hastened(by *Order) *Order {
+	switch {
+	case by == nil:
+	case by.Until.Before(o.Until):
+		o = *by
+	case by.Until.Before(o.Publishers):
+		o.Publishers = by.Until
+	}
+	return &o
 }
 
 // Progress is how far one process, or all of a node, has come.
@@ -59,8 +74,8 @@ type Sessions interface {
 	Movable() []string
 	// Move tells one so. It reports whether there was one.
 	Move(id string) bool
-	// Cut ends all that are left and returns how many.
-	Cut() int
+	// Cut ends all that are left, or all players, and returns how many.
+	Cut(publishers bool) int
 }
 
 // Process carries out orders where the sessions are. Safe for concurrent use.
@@ -104,8 +119,8 @@ func (p *Process) Draining() bool {
 // the process has come. The order in force may be given again.
 func (p *Process) Apply(o *Order) Progress {
 	p.mu.Lock()
-	if p.final && (o == nil || !o.Until.Before(p.order.Until)) {
-		o = p.order
+	if p.final {
+		o = p.order.hastened(o)
 	}
 	if same := o == nil && p.order == nil || o != nil && p.order != nil && o.equal(*p.order); !same {
 		if p.order == nil {
@@ -179,7 +194,7 @@ func (p *Process) carryOut(ctx context.Context, o Order, changed <-chan struct{}
 	for {
 		now := time.Now()
 		if !now.Before(o.Until) {
-			p.end()
+			p.end(!now.Before(o.Publishers))
 			if !until(now.Add(lookAgain)) {
 				return
 			}
@@ -242,8 +257,8 @@ func (o Order) gap(begin time.Time, n int) time.Duration {
 }
 
 // end cuts what is left.
-func (p *Process) end() {
-	if n := p.sessions.Cut(); n > 0 {
+func (p *Process) end(publishers bool) {
+	if n := p.sessions.Cut(publishers); n > 0 {
 		p.count(&p.cut, n, p.met.cut)
 		p.log.Warn("sessions cut at the end of the drain", "sessions", n)
 	}

@@ -92,13 +92,14 @@ func (s *Server) leave(id string, why fanout.Reason) bool {
 	return true
 }
 
-// Cut ends the sessions that a drain has left at its deadline and returns how many.
-func (s *Server) Cut() int {
+// Cut ends the sessions that a drain has left at its deadline, or those of players, and
+// returns how many.
+func (s *Server) Cut(publishers bool) int {
 	g := s.ledger
 	g.mu.Lock()
 	all := make([]*live, 0, len(g.sessions))
 	for _, l := range g.sessions {
-		if l.protocol != protoPull && l.why.Load() == nil {
+		if l.protocol != protoPull && l.why.Load() == nil && (publishers || l.kind == KindPlay) {
 			all = append(all, l)
 		}
 	}

@@ -205,7 +205,7 @@ func TestNodesStay(t *testing.T) {
 	if ids := n.sessions.Movable(); len(ids) != 0 {
 		t.Errorf("%v may be moved", ids)
 	}
-	if k := n.sessions.Cut(); k != 2 {
+	if k := n.sessions.Cut(true); k != 2 {
 		t.Errorf("%d were cut", k)
 	}
 	for _, l := range n.ended(2) {

@@ -18,9 +18,14 @@ type Config struct {
 	StopGrace time.Duration `yaml:"stop_grace"`
 
 	// How long a worker that is rolled (a reload or an upgrade) may go on beside the one that
-	// takes its place: its players are moved within it, spread evenly, and what is left at its
-	// end is cut; from 0s to 1h. 0s: it ends before the other one starts, with all that it has.
+	// takes its place: its players are moved within it, spread evenly, and those that are left at
+	// its end are cut; from 0s to 1h. 0s: it ends before the other one starts, with all that it has.
 	RollGrace time.Duration `yaml:"roll_grace"`
+
+	// How long a worker that is rolled may go on for the publishers that it has, which would be
+	// cut else; from 0s to 168h. It counts from the roll; less than roll_grace means as long as
+	// that.
+	PublisherGrace time.Duration `yaml:"publisher_grace"`
 
 	// The pause before the second restart in a row. The first one has none; each later one
 	// doubles it, up to restart_max. The pause taken is spread evenly over its upper half. More
@@ -38,12 +43,13 @@ type Config struct {
 // DefaultConfig returns the configuration of a node whose file says nothing.
 func DefaultConfig() Config {
 	return Config{
-		ReadyTimeout: 10 * time.Second,
-		StopGrace:    5 * time.Second,
-		RollGrace:    30 * time.Second,
-		RestartMin:   100 * time.Millisecond,
-		RestartMax:   5 * time.Second,
-		RestartReset: 10 * time.Second,
+		ReadyTimeout:   10 * time.Second,
+		StopGrace:      5 * time.Second,
+		RollGrace:      30 * time.Second,
+		PublisherGrace: 12 * time.Hour,
+		RestartMin:     100 * time.Millisecond,
+		RestartMax:     5 * time.Second,
+		RestartReset:   10 * time.Second,
 	}
 }
 
@@ -60,6 +66,9 @@ func (c Config) Validate() error {
 	positive("stop_grace", c.StopGrace)
 	if c.RollGrace < 0 || c.RollGrace > time.Hour {
 		wrong = append(wrong, fmt.Errorf("roll_grace: %v is not between 0s and 1h", c.RollGrace))
+	}
+	if c.PublisherGrace < 0 || c.PublisherGrace > 7*24*time.Hour {
+		wrong = append(wrong, fmt.Errorf("publisher_grace: %v is not between 0s and 168h", c.PublisherGrace))
 	}
 	positive("restart_min", c.RestartMin)
 	positive("restart_reset", c.RestartReset)
