@@ -10,7 +10,7 @@ ARGS     ?=
 PACKAGES = $$($(GO) list ./... | grep -vE '/(e2e|chaos/wire|chaos/broken)$$')
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test test-go test-e2e test-chaos test-imports fuzz chaos bench bench-go lint vet staticcheck fmt-check tools docs clip clean
+.PHONY: help build run test test-go test-e2e test-chaos test-imports fuzz chaos all-chaos bench bench-go lint vet staticcheck fmt-check tools docs clip clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,29 +26,32 @@ test: ## Everything that must be green: tools, lint, import rules, tests with -r
 	@scripts/progress.sh lint     $(MAKE) --no-print-directory lint
 	@scripts/progress.sh imports  $(MAKE) --no-print-directory test-imports
 	@scripts/progress.sh go       $(MAKE) --no-print-directory test-go
-	@scripts/progress.sh fuzz     $(MAKE) --no-print-directory fuzz
 	@scripts/progress.sh e2e      $(MAKE) --no-print-directory test-e2e
-	@scripts/progress.sh chaos    $(MAKE) --no-print-directory test-chaos chaos
+	@scripts/progress.sh chaos+fuzz $(MAKE) --no-print-directory -j2 --output-sync=target all-chaos fuzz
 	@echo "make test: all green"
 
 test-go: ## Unit tests of all packages with the race detector, in random order
 	CGO_ENABLED=1 $(GO) test -race -shuffle=on -count=1 -timeout 10m $(PACKAGES)
 
 test-e2e: ## End-to-end tests: real processes, ffmpeg, ffprobe, rtmpdump, Chromium (one test: ARGS="-run TestName")
-	CGO_ENABLED=1 $(GO) test -race -shuffle=on -count=1 -timeout 15m -v $(ARGS) ./e2e
+	CGO_ENABLED=1 $(GO) test -race -shuffle=on -count=1 -timeout 15m -parallel 4 -v $(ARGS) ./e2e
 
 test-chaos: ## Test the chaos checker, as root: broken builds of weir must fail it
-	$(GO) test -count=1 -timeout 9m -v $(ARGS) ./internal/chaos/wire ./internal/chaos/broken
+	$(GO) test -count=1 -timeout 9m -parallel 5 -v $(ARGS) ./internal/chaos/wire ./internal/chaos/broken
 
 test-imports: ## Check the import rules: which package of ours may import which
 	$(GO) test -count=1 ./internal/importrules
 
-fuzz: ## Run each fuzz target for FUZZTIME (default 5s)
-	GO="$(GO)" scripts/fuzz.sh $(FUZZTIME)
+fuzz: ## Run each fuzz target for FUZZTIME (default 5s), behind whatever else runs
+	GO="$(GO)" nice -n 19 scripts/fuzz.sh $(FUZZTIME)
 
 chaos: build ## Run a cluster under faults for 60 s, as root, and check it (options in ARGS="-seed 7 -for 30m"; docs/chaos.md)
 	$(GO) build -o bin/chaos ./scripts/chaos
 	bin/chaos $(ARGS)
+
+# They wait more than they work, so that fuzzing fits beside them.
+all-chaos: test-chaos
+	$(MAKE) --no-print-directory chaos
 
 bench: build ## Measure what players cost an edge, in seven minutes, and write docs/performance-table.md (fewer players: BENCH_SCALE=25)
 	scripts/bench.sh $(ARGS) > docs/performance-table.md.new

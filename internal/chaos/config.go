@@ -21,6 +21,9 @@ type Config struct {
 	Weir string
 	// Dir is where configuration, logs and the history go; it must exist.
 	Dir string
+	// Name tells runs of one process at the same time apart: letters, digits and
+	// hyphens. It may be empty.
+	Name string
 	// Seed decides on the faults, when they come, and what clients do.
 	Seed uint64
 	// Faulty is for how long faults are injected, 10 s to 24 h. Before it comes a

@@ -74,7 +74,7 @@ func Run(ctx context.Context, cfg Config) (result *Result, err error) {
 	r.incs = make([]atomic.Int64, len(r.streams))
 	r.rec = newRecorder(file, func(v model.Violation) { fmt.Fprintf(cfg.Out, "chaos: BROKEN: %v\n", v) })
 	r.rec.event(cfg.setup())
-	if r.net, err = wire.New(wire.RunName(Prefix), cfg.hosts(), cfg.Seed); err != nil {
+	if r.net, err = wire.New(wire.RunName(Prefix, cfg.Name), cfg.hosts(), cfg.Seed); err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, r.net.Close()) }()

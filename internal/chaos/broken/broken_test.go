@@ -56,7 +56,7 @@ func build(t *testing.T, changes ...change) string {
 		t.Fatal(err)
 	}
 	binary := filepath.Join(dir, "weir")
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-overlay", list, "-o", binary, "./cmd/weir")
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-overlay", list, "-ldflags", "-s -w", "-o", binary, "./cmd/weir")
 	cmd.Dir = root
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -69,7 +69,7 @@ func build(t *testing.T, changes ...change) string {
 func breaks(t *testing.T, weir string, configure func(*chaos.Config), rules ...model.Rule) {
 	t.Helper()
 	cfg := chaos.Default()
-	cfg.Weir, cfg.Dir, cfg.Out = weir, t.TempDir(), t.Output()
+	cfg.Weir, cfg.Dir, cfg.Out, cfg.Name = weir, t.TempDir(), t.Output(), t.Name()
 	cfg.Seed, cfg.Faulty = 1, time.Minute
 	cfg.Origins, cfg.Streams, cfg.Contested, cfg.Players = 2, 4, 2, 16
 	if configure != nil {
@@ -89,6 +89,7 @@ func breaks(t *testing.T, weir string, configure func(*chaos.Config), rules ...m
 
 // An origin that has lost its lease goes on as if it had not.
 func TestNoFencing(t *testing.T) {
+	t.Parallel()
 	weir := build(t, change{"discovery/holder.go", "	if h.cfg.OnLost != nil {\n", "	if false {\n"})
 	breaks(t, weir, func(c *chaos.Config) { c.Only = []string{"cut"}; c.Contested, c.Edges = 4, 1 },
 		model.RuleOneLive, model.RuleOlder, model.RuleStuck)
@@ -97,6 +98,7 @@ func TestNoFencing(t *testing.T) {
 // An edge follows redirects wherever they lead. Those come from nodes that know no
 // epoch: where discovery names an owner, its epoch would end the circle as well.
 func TestNoHopLimit(t *testing.T) {
+	t.Parallel()
 	weir := build(t,
 		change{"edge/route.go", "func (t *trail) follow(addr string) error {\n", "func (t *trail) follow(addr string) error {\n	if addr != \"\" {\n		return nil\n	}\n"},
 		change{"edge/route.go", "p.from, p.epoch, trail.named); err != nil {\n", "p.from, p.epoch, trail.named); err != nil && p.from == \"\" {\n"},
@@ -106,18 +108,21 @@ func TestNoHopLimit(t *testing.T) {
 
 // Each worker of an edge pulls for itself.
 func TestNoMerge(t *testing.T) {
+	t.Parallel()
 	weir := build(t, change{"edge/siblings.go", "		if i == s.index {\n", "		if i >= 0 {\n"})
 	breaks(t, weir, nil, model.RuleMerge)
 }
 
 // An edge takes what a new upstream sends as new, though it has it already.
 func TestNoResume(t *testing.T) {
+	t.Parallel()
 	weir := build(t, change{"edge/relay.go", "		pub.Resume() //", "		pub.Restart() //"})
 	breaks(t, weir, func(c *chaos.Config) { c.Only = []string{"kill-worker", "stop-worker"} }, model.RuleOrder, model.RuleTime)
 }
 
 // Something stays behind of each stream that an edge has had.
 func TestLeftovers(t *testing.T) {
+	t.Parallel()
 	weir := build(t, change{"edge/relay.go", "	cause := r.pull(ctx)\n", "	for range 4 {\n		go func() { select {} }()\n	}\n	cause := r.pull(ctx)\n"})
 	breaks(t, weir, func(c *chaos.Config) { c.Faulty = 10 * time.Second; c.Only = []string{"delay"} }, model.RuleLeft)
 }

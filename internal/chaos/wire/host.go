@@ -224,9 +224,16 @@ func run(stdin string, args ...string) error {
 	return nil
 }
 
-// RunName returns a name for a run of this process that no other process has.
-// It tells RemoveStale whose namespaces they are.
-func RunName(prefix string) string { return prefix + "-" + strconv.Itoa(os.Getpid()) }
+// RunName returns a name for a run of this process that no other process has; run
+// tells its runs at the same time apart and may be empty. It tells RemoveStale whose
+// namespaces they are.
+func RunName(prefix, run string) string {
+	name := prefix + "-" + strconv.Itoa(os.Getpid())
+	if run != "" {
+		name += "-" + run
+	}
+	return name
+}
 
 // RemoveStale deletes the namespaces of runs with names of RunName whose process
 // is gone: it was killed. It returns how many there were.

@@ -19,7 +19,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func newNet(t *testing.T, names ...string) *Net {
 	t.Helper()
-	n, err := New(RunName("weir-wiretest"), names, 1)
+	n, err := New(RunName("weir-wiretest", ""), names, 1)
 	if err != nil {
 		t.Fatalf("make network: %v (root, /dev/net/tun and iproute2 are needed)", err)
 	}
@@ -183,7 +183,7 @@ func TestCommandRunsInTheHost(t *testing.T) {
 }
 
 func TestNothingIsLeft(t *testing.T) {
-	name := RunName("weir-wiretest")
+	name := RunName("weir-wiretest", "")
 	n, err := New(name, []string{"a", "b"}, 1)
 	if err != nil {
 		t.Fatal(err)
@@ -209,7 +209,7 @@ func TestStaleNamespacesAreRemoved(t *testing.T) {
 	if err := ip("netns", "add", stale); err != nil {
 		t.Fatal(err)
 	}
-	own := RunName("weir-staletest") + "-a"
+	own := RunName("weir-staletest", "b") + "-a"
 	if err := ip("netns", "add", own); err != nil {
 		t.Fatal(err)
 	}
