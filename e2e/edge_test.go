@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -131,6 +132,40 @@ func TestManyPlayersOnePull(t *testing.T) {
 	// The last player's leaving ends the pull, after the linger.
 	edge.awaitSessions("play", demo, 0)
 	a.awaitSessions("play", demo, 0)
+}
+
+// A thousand players come at the same moment to a stream that nobody plays yet. Each
+// gets it, and it is pulled once.
+func TestThousandPlayersAtOnce(t *testing.T) {
+	t.Parallel()
+	const herd = 1000
+	a := startOrigin(t, "origin-a", addresses{}, "")
+	wire := tap(t, a.rtmp)
+	edge := startEdge(t, "edge-1", 2, upstreamsOf(wire.addr()))
+	publishClip(t, a.rtmpURL("live/demo"))
+	a.awaitStream(demo, "live")
+	var players sync.WaitGroup
+	start := make(chan struct{})
+	errs := make([]error, herd)
+	waits := make([]time.Duration, herd)
+	for i := range herd {
+		players.Go(func() {
+			<-start
+			waits[i], errs[i] = firstTag(edge.http, "live/demo.flv")
+		})
+	}
+	close(start)
+	players.Wait()
+	for i, err := range errs {
+		if err != nil {
+			t.Fatalf("player %d: %v", i, err)
+		}
+	}
+	t.Logf("the first tag came after %v at the median, %v at most", quantile(waits, 0.5), quantile(waits, 1))
+	a.awaitSessions("play", demo, 1) // it lingers
+	if fromEdge, _ := wire.said(); len(fromEdge) != 1 {
+		t.Errorf("%d pulls", len(fromEdge))
+	}
 }
 
 // byWorker starts players until each worker has at least min of them, and

@@ -25,13 +25,15 @@ const powerNet = "weir-e2e"
 // directory, or finds its upstream silent by pull.read_timeout, or its machine dead by
 // pull.dead_after, and goes on for its players on the same connections.
 func TestPowerCut(t *testing.T) {
+	t.Parallel()
 	if _, err := network.RemoveStale(powerNet); err != nil {
 		t.Fatal(err)
 	}
 	const slack = 3 * time.Second // for a busy machine and the race detector
 	f := func(name, edge string, discovered bool, notices time.Duration) {
 		t.Run(name, func(t *testing.T) {
-			hosts, err := network.New(network.RunName(powerNet), powerHosts, 1)
+			t.Parallel()
+			hosts, err := network.New(network.RunName(powerNet, name), powerHosts, 1)
 			if err != nil {
 				t.Fatalf("%v (root and /dev/net/tun are needed)", err)
 			}
@@ -108,7 +110,7 @@ func TestPowerCut(t *testing.T) {
 			}
 		})
 	}
-	f("told by the directory", "pull: {read_timeout: 1m, dead_after: 1m}\n", true, 0)
+	f("told", "pull: {read_timeout: 1m, dead_after: 1m}\n", true, 0)
 	f("silent", "pull: {read_timeout: 1500ms, dead_after: 1m}\n", false, 1500*time.Millisecond)
 	f("dead", "pull: {read_timeout: 1m, dead_after: 5s}\n", false, 5*time.Second)
 }

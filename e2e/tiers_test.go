@@ -95,8 +95,10 @@ func TestCircles(t *testing.T) {
 // discovery: what is published at the far end comes through both tiers to the origin,
 // every tier plays it unchanged, and HLS is the same bytes everywhere.
 func TestEdgeOfEdge(t *testing.T) {
+	t.Parallel()
 	f := func(protocol string, discovered bool) {
 		t.Run(fmt.Sprintf("%s,discovery=%v", protocol, discovered), func(t *testing.T) {
+			t.Parallel()
 			more := ""
 			if discovered {
 				more = discoveryAt(startDiscovery(t, ""))
