@@ -25,7 +25,7 @@ import (
 // fails, is followed by the next, and the one that answered is asked first from
 // then on. Safe for concurrent use.
 //
-// Answers become the errors of this package: ErrNotFound, *ConflictError,
+// Answers become the errors of this package: ErrNotFound, *ConflictError, *BannedError,
 // ErrFull, ErrInvalid, ErrRefused, and ErrUnavailable when no server gave an
 // answer. A call whose context ends returns the context's error.
 type Client struct {
@@ -136,6 +136,15 @@ func (c *Client) Lookup(ctx context.Context, stream string) (Lease, error) {
 	return l, nil
 }
 
+// Kick implements Kicker.
+func (c *Client) Kick(ctx context.Context, k Kick) (Kicked, error) {
+	var done Kicked
+	if err := c.call(ctx, "kick", http.MethodPost, "/api/v1/streams/kick", kickJSON{k.Stream, k.Ban.Milliseconds(), k.Reason}, &done); err != nil {
+		return Kicked{}, fmt.Errorf("kick stream %s: %w", k.Stream, err)
+	}
+	return done, nil
+}
+
 // Heartbeat implements Members.
 func (c *Client) Heartbeat(ctx context.Context, n Node) error {
 	if err := c.call(ctx, "heartbeat", http.MethodPost, "/api/v1/nodes/heartbeat", n.wire(), nil); err != nil {
@@ -208,6 +217,7 @@ func (c *Client) call(ctx context.Context, name, method, path string, in, out an
 	err := c.try(ctx, method, path, in, out)
 	result := "error"
 	var conflict *ConflictError
+	var banned *BannedError
 	switch {
 	case err == nil:
 		result = "ok"
@@ -217,6 +227,8 @@ func (c *Client) call(ctx context.Context, name, method, path string, in, out an
 		result = "no_node"
 	case errors.As(err, &conflict):
 		result = "conflict"
+	case errors.As(err, &banned):
+		result = "banned"
 	case errors.Is(err, ErrUnavailable):
 		result = "unavailable"
 	case errors.Is(err, ErrRefused):
@@ -313,6 +325,10 @@ func answerError(status int, target string, body []byte) error {
 	case codeConflict:
 		if e.Lease != nil && e.Lease.check() == nil {
 			return &ConflictError{Lease: *e.Lease}
+		}
+	case codeBanned:
+		if e.Kicked != nil && e.Kicked.check() == nil {
+			return &BannedError{Kicked: *e.Kicked}
 		}
 	case codeFull:
 		return ErrFull

@@ -154,6 +154,9 @@ type Lost struct {
 	// Now is the lease in force. It is nil if nobody holds the stream, but the
 	// old epoch cannot come back: claim again for a new one.
 	Now *Lease `json:"now"`
+	// Kicked is set if an operator ended the ownership: its publisher is to be cut,
+	// and the stream not to be claimed for it again.
+	Kicked *Kicked `json:"kicked,omitempty"`
 }
 
 // Leases is the ownership half of a directory.
@@ -163,7 +166,8 @@ type Lost struct {
 // ownership with a new epoch.
 // The holder itself (same node and instance) keeps its epoch, so a claim may be
 // repeated. The same node with another instance is a restart: it gets a new
-// epoch. Otherwise the error is a *ConflictError.
+// epoch. Otherwise the error is a *ConflictError. While a ban is on the stream it is a
+// *BannedError, for everybody.
 //
 // Renew prolongs all leases of the renewal that the node still holds, and sets
 // their idle mark. A lease that the directory does not know is restored with its
@@ -225,6 +229,7 @@ const MaxPage = 1000
 // blocks until ctx ends.
 type Engine interface {
 	Directory
+	Kicker
 	Streams(ctx context.Context, q StreamQuery) (page []Lease, next string, err error)
 	Nodes(ctx context.Context, q NodeQuery) (page []Node, next string, err error)
 	Run(ctx context.Context) error

@@ -19,6 +19,12 @@ func (l Lease) Check() error { return l.check() }
 // Check returns an ErrInvalid if the query breaks a rule of the API.
 func (q WatchQuery) Check() error { return q.check() }
 
+// Check returns an ErrInvalid if the kick breaks a rule of the API.
+func (k Kick) Check() error { return k.check() }
+
+// Ends reports whether an ownership of that epoch is one that the kick has ended.
+func (k *Kicked) Ends(epoch uint64, now time.Time) bool { return k.ends(epoch, now) }
+
 // PageLimit returns the size of a page for the Limit of a query, or ErrInvalid.
 func PageLimit(limit int) (int, error) { return pageLimit(limit) }
 

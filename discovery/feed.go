@@ -66,6 +66,8 @@ func (e *Event) size() int64 {
 		size += int64(unsafe.Sizeof(*l)) + 200 + 2*int64(len(l.Stream)+len(l.Node)+len(l.Instance)+len(l.Addr.RTMP)+len(l.Addr.HTTP)+len(l.Addr.API))
 	case e.Ended != nil:
 		size += 64 + 2*int64(len(e.Ended.Stream))
+	case e.Kicked != nil:
+		size += 200 + 2*int64(len(e.Kicked.Stream)+len(e.Kicked.Reason))
 	case e.Node != nil:
 		size += int64(unsafe.Sizeof(*e.Node)) + 400
 		for name := range e.Node.Load {

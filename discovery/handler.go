@@ -61,6 +61,7 @@ func NewHandler(cfg HandlerConfig) http.Handler {
 	post("/api/v1/leases/claim", h.claim)
 	post("/api/v1/leases/renew", h.renew)
 	post("/api/v1/leases/release", h.release)
+	post("/api/v1/streams/kick", h.kick)
 	post("/api/v1/nodes/heartbeat", h.heartbeat)
 	post("/api/v1/nodes/goodbye", h.goodbye)
 	get("/api/v1/lookup", h.lookup)
@@ -227,6 +228,15 @@ func (h *handler) release(r *http.Request) (any, error) {
 	return nil, h.cfg.Engine.Release(r.Context(), Lease{Stream: w.Stream, Node: w.Node, Epoch: w.Epoch})
 }
 
+func (h *handler) kick(r *http.Request) (any, error) {
+	var w kickJSON
+	ban, err := decodeCall(r, &w, &w.BanMs)
+	if err != nil {
+		return nil, err
+	}
+	return h.cfg.Engine.Kick(r.Context(), Kick{Stream: w.Stream, Ban: ban, Reason: w.Reason})
+}
+
 func (h *handler) heartbeat(r *http.Request) (any, error) {
 	var w nodeJSON
 	if _, err := decodeCall(r, &w, &w.TTLms); err != nil {
@@ -357,11 +367,14 @@ func (h *handler) fail(w http.ResponseWriter, r *http.Request, err error) {
 	status, answer := http.StatusInternalServerError, errorJSON{Code: codeInternal, Error: "internal error"}
 	var own *apiError
 	var conflict *ConflictError
+	var banned *BannedError
 	switch {
 	case errors.As(err, &own):
 		status, answer = own.status, errorJSON{Code: own.code, Error: own.msg}
 	case errors.As(err, &conflict):
 		status, answer = http.StatusConflict, errorJSON{Code: codeConflict, Error: err.Error(), Lease: &conflict.Lease}
+	case errors.As(err, &banned):
+		status, answer = http.StatusForbidden, errorJSON{Code: codeBanned, Error: err.Error(), Kicked: &banned.Kicked}
 	case errors.Is(err, ErrNoNode):
 		status, answer = http.StatusServiceUnavailable, errorJSON{Code: codeNoNode, Error: err.Error()}
 		var reasons *noNode

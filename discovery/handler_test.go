@@ -206,13 +206,14 @@ func TestExamplesOfTheDocumentation(t *testing.T) {
 func FuzzRequests(f *testing.F) {
 	paths := []string{
 		"/api/v1/leases/claim", "/api/v1/leases/renew", "/api/v1/leases/release",
-		"/api/v1/nodes/heartbeat", "/api/v1/nodes/goodbye",
+		"/api/v1/nodes/heartbeat", "/api/v1/nodes/goodbye", "/api/v1/streams/kick",
 	}
 	f.Add(uint8(0), claimBody)
 	f.Add(uint8(1), `{"node":"a","instance":"i","rtmp":"h:1","ttl_ms":1,"leases":[{"stream":"v/a/n","epoch":1,"idle":true}]}`)
 	f.Add(uint8(2), `{"stream":"v/a/n","node":"a","epoch":1}`)
 	f.Add(uint8(3), `{"id":"a","instance":"i","role":"edge","rtmp":"h:1","state":"up","load":{"cpu":0.5},"labels":{"r":"e"},"version":"1","ttl_ms":5}`)
 	f.Add(uint8(4), `{"id":"a","instance":"i"}`)
+	f.Add(uint8(5), `{"stream":"v/a/n","ban_ms":5,"reason":"x"}`)
 	m := newMemory(func(c *MemoryConfig) { c.MaxStreams, c.MaxNodes = 100, 100 })
 	h := newTestHandler(m, func(c *HandlerConfig) { c.MaxBody = 4096 })
 	f.Fuzz(func(t *testing.T, path uint8, body string) {

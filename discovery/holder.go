@@ -26,9 +26,12 @@ type HolderConfig struct {
 	// called; if it was claimed again since, that lease has an epoch above now's.
 	// It is called from Run and from Claim, without locks, and must not block:
 	// leases are not renewed meanwhile. May be nil.
-	OnLost  func(stream string, now Lease)
-	Logger  *slog.Logger // may be nil
-	Metrics *metrics.Set // may be nil; one Holder to a set
+	OnLost func(stream string, now Lease)
+	// OnKicked is told that an operator ended the ownership of a stream that was held
+	// here: its publisher is to be cut. As for OnLost; may be nil.
+	OnKicked func(k Kicked)
+	Logger   *slog.Logger // may be nil
+	Metrics  *metrics.Set // may be nil; one Holder to a set
 }
 
 // Holder keeps the leases of an origin's streams: it claims them, renews them all
@@ -63,7 +66,8 @@ type Holder struct {
 	held     map[string]*holding
 	busy     map[string]chan struct{} // streams with a call under way; closed at its end
 	epochs   epochClock
-	renewing int // renewals under way
+	kicks    kicks // heard of lately, and bans
+	renewing int   // renewals under way
 	// beat and leases are what became of the last heartbeat and of the last claim
 	// or renewal: nil if the directory answered.
 	beat, leases error
@@ -76,7 +80,7 @@ type holding struct {
 }
 
 type holderMetrics struct {
-	provisional, lost *metrics.Counter
+	provisional, lost, kicked *metrics.Counter
 }
 
 // ClaimOptions are the choices of a claim.
@@ -106,11 +110,12 @@ func NewHolder(dir Directory, cfg HolderConfig) *Holder {
 		met: holderMetrics{
 			provisional: cfg.Metrics.NewCounter(`weir_discovery_provisional_claims_total`),
 			lost:        cfg.Metrics.NewCounter(`weir_discovery_leases_lost_total`),
+			kicked:      cfg.Metrics.NewCounter(`weir_discovery_leases_kicked_total`),
 		},
 		wake: make(chan struct{}, 1),
 		thaw: make(chan struct{}, 1),
 		held: make(map[string]*holding),
-		busy: make(map[string]chan struct{}),
+		busy: make(map[string]chan struct{}), kicks: make(kicks),
 	}
 	cfg.Metrics.NewGauge(`weir_discovery_leases_held`, func() float64 {
 		h.mu.Lock()
@@ -172,12 +177,17 @@ func (h *Holder) claim(ctx context.Context, stream string, opts ClaimOptions) (l
 	if err := c.check(); err != nil { // before it could be granted provisionally
 		return Lease{}, nil, fmt.Errorf("claim stream: %w", err)
 	}
+	_, kicker := h.dir.(Kicker)
+	asked := time.Now()
 	h.mu.Lock()
 	if old := h.held[stream]; old != nil {
 		c.Held = old.lease.Epoch
 	}
+	ban := h.kicks.ban(stream, asked)
 	h.mu.Unlock()
-	asked := time.Now()
+	if ban != nil && !kicker { // the only one who knows
+		return Lease{}, nil, ban
+	}
 	lease, err := h.dir.Claim(ctx, c)
 	var conflict *ConflictError
 	switch {
@@ -186,8 +196,13 @@ func (h *Holder) claim(ctx context.Context, stream string, opts ClaimOptions) (l
 	case err == nil:
 		h.reached(nil)
 		lease.Expires = asked.Add(c.TTL)
-		h.hold(lease)
+		if k := h.hold(lease); k != nil {
+			return Lease{}, nil, &BannedError{*k}
+		}
 		return lease, nil, nil
+	case errors.As(err, new(*BannedError)):
+		h.reached(nil)
+		return Lease{}, nil, err
 	case errors.As(err, &conflict):
 		h.reached(nil)
 		if h.drop(stream, conflict.Lease) {
@@ -204,6 +219,9 @@ func (h *Holder) claim(ctx context.Context, stream string, opts ClaimOptions) (l
 	lease = Lease{
 		Stream: stream, Node: c.Node, Instance: c.Instance, Epoch: c.Held, Addr: c.Addr, Publisher: c.Publisher,
 		Expires: asked.Add(c.TTL),
+	}
+	if ban != nil {
+		return Lease{}, nil, ban
 	}
 	if lease.Epoch == 0 {
 		owner, ok := h.resolver.known(stream)
@@ -222,11 +240,15 @@ func (h *Holder) claim(ctx context.Context, stream string, opts ClaimOptions) (l
 	return lease, nil, nil
 }
 
-// hold records a lease that this node has.
-func (h *Holder) hold(l Lease) {
+// hold records a lease that this node has, or returns the kick that has ended it
+// meanwhile.
+func (h *Holder) hold(l Lease) *Kicked {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.epochs.see(l.Epoch, time.Now())
+	if k := h.kicks[l.Stream]; k != nil && l.Epoch <= k.Epoch {
+		return &k.Kicked
+	}
 	e := h.held[l.Stream]
 	if e == nil {
 		e = &holding{}
@@ -240,6 +262,7 @@ func (h *Holder) hold(l Lease) {
 	if h.renewing > 0 || wasIdle != l.Idle {
 		h.markDirty(e)
 	}
+	return nil
 }
 
 // drop learns that another owner has the stream now, and reports whether this
@@ -261,6 +284,70 @@ func (h *Holder) tellLost(stream string, now Lease) {
 	if h.cfg.OnLost != nil {
 		h.cfg.OnLost(stream, now)
 	}
+}
+
+// kickedFor is how long a kick is remembered here at least: claims that began before
+// it are answered by then.
+const kickedFor = time.Minute
+
+// kicked learns of a kick, and ends what is held of its stream.
+func (h *Holder) kicked(k Kicked) {
+	now := time.Now()
+	h.mu.Lock()
+	h.epochs.see(k.Epoch, now)
+	h.kicks.sweep(kickedFor, now)
+	h.kicks.put(k, now)
+	e := h.held[k.Stream]
+	over := e != nil && k.ends(e.lease.Epoch, now)
+	if over {
+		delete(h.held, k.Stream)
+		h.resolver.followers.end(k.Stream, e.lease.Epoch)
+	}
+	h.mu.Unlock()
+	if !over {
+		return
+	}
+	h.resolver.followers.deliver()
+	h.met.kicked.Inc()
+	h.log.Info("publisher is ended by an operator", "stream", k.Stream, "epoch", e.lease.Epoch, "ban", max(0, time.Until(k.Until)).Round(time.Second).String(), "reason", k.Reason)
+	if h.cfg.OnKicked != nil {
+		h.cfg.OnKicked(k)
+	}
+}
+
+// Kick implements Kicker. Where origins share no directory, it is for the streams of
+// this node alone: the error is ErrInvalid, with the owner's name, for others; a ban
+// holds at this node.
+func (h *Holder) Kick(ctx context.Context, k Kick) (Kicked, error) {
+	if d, ok := h.dir.(Kicker); ok {
+		done, err := d.Kick(ctx, k)
+		if err == nil {
+			h.kicked(done)
+		}
+		return done, err
+	}
+	if err := k.check(); err != nil {
+		return Kicked{}, fmt.Errorf("kick stream: %w", err)
+	}
+	now := time.Now()
+	done := Kicked{Stream: k.Stream, Until: now.Add(k.Ban), Reason: k.Reason}
+	h.mu.Lock()
+	if e := h.held[k.Stream]; e != nil {
+		done.Epoch, done.Owner = e.lease.Epoch, e.lease.Node
+	}
+	ban := h.kicks.ban(k.Stream, now)
+	h.mu.Unlock()
+	if done.Owner == "" {
+		other, err := h.resolver.Lookup(ctx, k.Stream)
+		switch {
+		case err == nil:
+			return Kicked{}, fmt.Errorf("kick stream %s: %w: its owner is node %s, which shares no directory with this one: kick it there", k.Stream, ErrInvalid, other.Node)
+		case k.Ban == 0 && ban == nil:
+			return Kicked{}, fmt.Errorf("kick stream %s: %w", k.Stream, ErrNotFound)
+		}
+	}
+	h.kicked(done)
+	return done, nil
 }
 
 // SetIdle marks a held stream as one whose publisher is gone (another node may

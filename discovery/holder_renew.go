@@ -119,6 +119,10 @@ func (h *Holder) resettle(ctx context.Context, l Lost) (now *Lease) {
 	}
 	idle, publisher := e.lease.Idle, e.lease.Publisher
 	h.mu.Unlock()
+	if l.Kicked != nil {
+		h.kicked(*l.Kicked)
+		return nil
+	}
 	if l.Now != nil {
 		if h.drop(l.Stream, *l.Now) {
 			return l.Now
@@ -218,6 +222,8 @@ func (h *Holder) watched(ctx context.Context, events []Event) {
 				now := *l
 				h.settle(ctx, Lost{Stream: l.Stream, Epoch: epoch, Now: &now})
 			}
+		case e.Kicked != nil:
+			h.kicked(*e.Kicked)
 		case e.Ended != nil:
 			h.mu.Lock()
 			if own := h.held[e.Ended.Stream]; own != nil && own.lease.Epoch <= e.Ended.Epoch {

@@ -18,9 +18,10 @@ import (
 // station is an origin's holder that runs in the bubble of a test.
 type station struct {
 	*Holder
-	wire *cable
-	lost chan Lease
-	stop func()
+	wire  *cable
+	lost  chan Lease
+	ended chan Kicked
+	stop  func()
 }
 
 func startHolder(t *testing.T, dir Directory, self Self) *station {
@@ -38,7 +39,7 @@ func startWatchingHolder(t *testing.T, dir Directory, self Self) (*station, *opt
 
 func startHolderOn(t *testing.T, wire *cable, dir Directory, self Self) *station {
 	t.Helper()
-	s := &station{wire: wire, lost: make(chan Lease, 1000)}
+	s := &station{wire: wire, lost: make(chan Lease, 1000), ended: make(chan Kicked, 1000)}
 	s.Holder = NewHolder(dir, HolderConfig{
 		Config: DefaultConfig(), Self: self,
 		OnLost: func(stream string, now Lease) {
@@ -51,6 +52,7 @@ func startHolderOn(t *testing.T, wire *cable, dir Directory, self Self) *station
 			}
 			s.lost <- now
 		},
+		OnKicked: func(k Kicked) { s.ended <- k },
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	ran := make(chan error, 1)

@@ -37,6 +37,7 @@ type Hub struct {
 	mu      sync.RWMutex // guards all below
 	streams map[string]*hubLease
 	nodes   map[string]*hubNode
+	bans    kicks
 	round   uint32 // of the snapshot being told, as in mirror
 	mark    string
 	// whole and caughtUp are those of mirror.
@@ -62,7 +63,7 @@ func NewHub(e RemoteEngine, log *slog.Logger, set *metrics.Set) *Hub {
 	if set == nil {
 		set = metrics.NewSet()
 	}
-	h := &Hub{RemoteEngine: e, log: log, set: set, feed: newFeed(), streams: make(map[string]*hubLease), nodes: make(map[string]*hubNode)}
+	h := &Hub{RemoteEngine: e, log: log, set: set, feed: newFeed(), streams: make(map[string]*hubLease), nodes: make(map[string]*hubNode), bans: make(kicks)}
 	set.NewGauge(`weir_discovery_leases`, func() float64 { h.mu.RLock(); defer h.mu.RUnlock(); return float64(len(h.streams)) })
 	set.NewGauge(`weir_discovery_nodes`, func() float64 { h.mu.RLock(); defer h.mu.RUnlock(); return float64(len(h.nodes)) })
 	return h
@@ -143,6 +144,12 @@ func (h *Hub) apply(events []Event) error {
 			if old := h.streams[e.Ended.Stream]; old != nil && old.Epoch <= e.Ended.Epoch {
 				h.endStream(old)
 			}
+		case e.Kicked != nil:
+			h.bans.sweep(0, now)
+			if h.bans.put(*e.Kicked, now); !e.Kicked.Banned(now) {
+				delete(h.bans, e.Kicked.Stream)
+			}
+			h.feed.add(Event{Kicked: e.Kicked})
 		case e.Node != nil:
 			old := h.nodes[e.Node.ID]
 			h.nodes[e.Node.ID] = &hubNode{*e.Node, h.round}
@@ -206,6 +213,12 @@ func (h *Hub) Watch(ctx context.Context, q WatchQuery, tell func([]Event) error)
 		if err := walk(ctx, &h.mu, h.streams, tell, func(l *hubLease) (Event, bool) {
 			own := l.Lease
 			return Event{Lease: &own}, true
+		}); err != nil {
+			return err
+		}
+		now := time.Now()
+		if err := walk(ctx, &h.mu, h.bans, tell, func(k *kickRecord) (Event, bool) {
+			return Event{Kicked: &k.Kicked}, k.Banned(now)
 		}); err != nil {
 			return err
 		}

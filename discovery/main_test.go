@@ -103,6 +103,7 @@ type cable struct {
 	frozen   time.Duration // if not 0, all calls fail after it
 	loseNext bool          // carry the next claim out and lose the answer
 	renewals []Renewal
+	granted  func() // if not nil, called once, between the next claim and its answer
 }
 
 var errCut = fmt.Errorf("%w: cable is cut", ErrUnavailable)
@@ -157,6 +158,13 @@ func (c *cable) Claim(ctx context.Context, cl Claim) (Lease, error) {
 		return Lease{}, err
 	}
 	l, err := c.Directory.Claim(ctx, cl)
+	c.mu.Lock()
+	granted := c.granted
+	c.granted = nil
+	c.mu.Unlock()
+	if granted != nil {
+		granted()
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.loseNext {

@@ -51,6 +51,9 @@ type Memory struct {
 	// ended remembers the last epoch of streams without a lease, so that an
 	// older one cannot be restored after it.
 	ended map[string]ended
+	// kicks are those of the last MaxLeaseTTL, in which owners renew and hear of them,
+	// and bans.
+	kicks kicks
 	// forgotten is the largest epoch that was dropped from ended: of streams
 	// that are in neither map, only later epochs can be restored.
 	forgotten uint64
@@ -75,10 +78,10 @@ const sweepEvery = time.Second
 const lockedSteps = 256
 
 type memoryMetrics struct {
-	granted, kept, taken, conflict, full *metrics.Counter // claims
-	found, notFound                      *metrics.Counter // lookups
-	renewed, restored, lost              *metrics.Counter // leases of renewals
-	expired                              *metrics.Counter
+	granted, kept, taken, conflict, banned, full *metrics.Counter // claims
+	found, notFound                              *metrics.Counter // lookups
+	renewed, restored, lost                      *metrics.Counter // leases of renewals
+	expired, kicked                              *metrics.Counter
 }
 
 // NewMemory returns an empty directory. cfg must be valid (see ServerConfig).
@@ -99,6 +102,7 @@ func NewMemory(cfg MemoryConfig, log *slog.Logger, set *metrics.Set) *Memory {
 			kept:     set.NewCounter(`weir_discovery_claims_total{result="kept"}`),
 			taken:    set.NewCounter(`weir_discovery_claims_total{result="taken_over"}`),
 			conflict: set.NewCounter(`weir_discovery_claims_total{result="conflict"}`),
+			banned:   set.NewCounter(`weir_discovery_claims_total{result="banned"}`),
 			full:     set.NewCounter(`weir_discovery_claims_total{result="full"}`),
 			found:    set.NewCounter(`weir_discovery_lookups_total{result="found"}`),
 			notFound: set.NewCounter(`weir_discovery_lookups_total{result="not_found"}`),
@@ -106,12 +110,14 @@ func NewMemory(cfg MemoryConfig, log *slog.Logger, set *metrics.Set) *Memory {
 			restored: set.NewCounter(`weir_discovery_renewals_total{result="restored"}`),
 			lost:     set.NewCounter(`weir_discovery_renewals_total{result="lost"}`),
 			expired:  set.NewCounter(`weir_discovery_leases_expired_total`),
+			kicked:   set.NewCounter(`weir_discovery_kicks_total`),
 		},
 		feed:      newFeed(),
 		streams:   make(map[string]*Lease),
 		nodes:     make(map[string]*Node),
 		toldNodes: make(map[string]*Node),
 		ended:     make(map[string]ended),
+		kicks:     make(kicks),
 	}
 	set.NewGauge(`weir_discovery_leases`, func() float64 { return float64(m.countLeases()) })
 	set.NewGauge(`weir_discovery_nodes`, func() float64 { return float64(m.countNodes()) })
@@ -153,6 +159,10 @@ func (m *Memory) claim(c Claim) (Lease, []change, error) {
 	fresh := Lease{Stream: c.Stream, Node: c.Node, Instance: c.Instance, Addr: c.Addr, Publisher: c.Publisher, Expires: now.Add(m.leaseTTL(c.TTL))}
 
 	cur, changes := m.current(c.Stream, now)
+	if err := m.kicks.ban(c.Stream, now); err != nil {
+		m.met.banned.Inc()
+		return Lease{}, changes, err
+	}
 	if cur == nil {
 		room, swept := m.roomForStream(now)
 		changes = append(changes, swept...)
@@ -254,7 +264,10 @@ func (m *Memory) Renew(ctx context.Context, r Renewal) ([]Lost, error) {
 func (m *Memory) renew(r Renewal, h Held, now time.Time) (gone *Lost, restored bool, changes []change) {
 	expires := now.Add(m.leaseTTL(r.TTL))
 	cur, changes := m.current(h.Stream, now)
+	kicked := m.kicks.ended(h.Stream, h.Epoch, now)
 	switch {
+	case cur == nil && kicked != nil:
+		return &Lost{Stream: h.Stream, Epoch: h.Epoch, Kicked: kicked}, false, changes
 	case cur == nil:
 		room, swept := m.roomForStream(now)
 		changes = append(changes, swept...)
@@ -299,6 +312,44 @@ func (m *Memory) Release(_ context.Context, l Lease) error {
 	m.mu.Unlock()
 	m.logChanges(changes)
 	return err
+}
+
+// Kick implements Kicker.
+func (m *Memory) Kick(_ context.Context, k Kick) (Kicked, error) {
+	if err := k.check(); err != nil {
+		return Kicked{}, fmt.Errorf("kick stream: %w", err)
+	}
+	done, changes, err := m.kick(k)
+	m.logChanges(changes)
+	if err != nil {
+		return Kicked{}, fmt.Errorf("kick stream %s: %w", k.Stream, err)
+	}
+	m.log.Info("stream kicked", "stream", k.Stream, "node", done.Owner, "epoch", done.Epoch, "ban", k.Ban.String(), "reason", k.Reason)
+	return done, nil
+}
+
+func (m *Memory) kick(k Kick) (Kicked, []change, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Now()
+	cur, changes := m.current(k.Stream, now)
+	switch was := m.kicks[k.Stream]; {
+	case cur == nil && k.Ban == 0 && m.kicks.ban(k.Stream, now) == nil:
+		return Kicked{}, changes, ErrNotFound
+	case was == nil && len(m.kicks) >= m.cfg.MaxStreams:
+		return Kicked{}, changes, fmt.Errorf("%w: %d kicks and bans", ErrFull, len(m.kicks))
+	}
+	done := Kicked{Stream: k.Stream, Epoch: m.epochs.next(now), Until: now.Add(k.Ban), Reason: k.Reason}
+	m.kicks.put(done, now)
+	told := done
+	m.feed.add(Event{Kicked: &told}) // before the end: the owner is to know why
+	if cur != nil {
+		done.Owner = cur.Node
+		changes = append(changes, m.end(cur, "kicked", now))
+	}
+	m.ended[k.Stream] = ended{epoch: done.Epoch, at: now, released: true}
+	m.met.kicked.Inc()
+	return done, changes, nil
 }
 
 // Lookup implements Finder. It does not allocate when the stream is found.
@@ -504,6 +555,7 @@ func (m *Memory) sweep() {
 			m.mu.Lock()
 		}
 	}
+	m.kicks.sweep(m.cfg.MaxLeaseTTL, time.Now())
 	gone := m.sweepNodes(time.Now())
 	m.mu.Unlock()
 	m.logChanges(changes)

@@ -16,13 +16,18 @@ func (m *Memory) Watch(ctx context.Context, q WatchQuery, tell func([]Event) err
 	return m.feed.watch(ctx, q, func(tell func([]Event) error) error { return m.snapshot(ctx, q.Role, tell) }, tell)
 }
 
-// snapshot tells all leases and nodes. What changes during the walk may be told as
+// snapshot tells all leases, bans and nodes. What changes during the walk may be told as
 // it was before or after.
 func (m *Memory) snapshot(ctx context.Context, role Role, tell func([]Event) error) error {
 	now := time.Now()
 	if err := walk(ctx, &m.mu, m.streams, tell, func(l *Lease) (e Event, ok bool) {
 		own := *l
 		return Event{Lease: &own}, now.Before(l.Expires)
+	}); err != nil {
+		return err
+	}
+	if err := walk(ctx, &m.mu, m.kicks, tell, func(k *kickRecord) (e Event, ok bool) {
+		return Event{Kicked: &k.Kicked}, k.Banned(now)
 	}); err != nil {
 		return err
 	}

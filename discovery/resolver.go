@@ -43,6 +43,8 @@ type Resolver struct {
 	// told is called after each change of the copy, without locks and from Run,
 	// with what was told; may be nil.
 	told func([]Event)
+	// kicked is called for each kick that is told, as told is; may be nil.
+	kicked func(Kicked)
 
 	followers followers // has a lock of its own, which may be taken under mu
 
@@ -385,6 +387,11 @@ func (r *Resolver) follow(stream string, f func(Lease)) (stop func()) {
 	}
 	return r.followers.add(stream, f, nil)
 }
+
+// OnKicked has f called for each kick of a stream that the directory tells of, and for
+// the bans that there are when it is watched anew. f is called from Run, without
+// locks, and must not block. Call it before Run.
+func (r *Resolver) OnKicked(f func(Kicked)) { r.kicked = f }
 
 // Doubt makes the next Lookup of the stream ask the directory: the owner did not
 // answer, or has not got the stream. What is known stays for the case that the

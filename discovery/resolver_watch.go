@@ -76,6 +76,11 @@ func (r *Resolver) Run(ctx context.Context) error {
 func (r *Resolver) apply(events []Event) error {
 	err := r.take(events)
 	r.followers.deliver()
+	for i := range events {
+		if k := events[i].Kicked; k != nil && r.kicked != nil {
+			r.kicked(*k)
+		}
+	}
 	if r.told != nil {
 		r.told(events)
 	}

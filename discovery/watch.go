@@ -47,6 +47,9 @@ type Event struct {
 	Lease *Lease
 	// Ended: nobody owns the stream.
 	Ended *End
+	// Kicked: an operator ended the ownerships of a stream up to an epoch, and perhaps
+	// banned it. Of those before a Reset only bans in force are told again.
+	Kicked *Kicked
 	// Node lives, and says this about itself. It is told again at once when
 	// anything but its load changes, and at most every two seconds for its load.
 	Node *Node
@@ -74,6 +77,7 @@ type eventJSON struct {
 	Reset  bool      `json:"reset,omitempty"`
 	Lease  *Lease    `json:"lease,omitempty"`
 	Ended  *End      `json:"ended,omitempty"`
+	Kicked *Kicked   `json:"kicked,omitempty"`
 	Node   *nodeJSON `json:"node,omitempty"`
 	Left   string    `json:"left,omitempty"`
 	Synced string    `json:"synced,omitempty"`
@@ -89,7 +93,7 @@ func (e *Event) line() ([]byte, error) {
 }
 
 func (e *Event) json() eventJSON {
-	w := eventJSON{Reset: e.Reset, Lease: e.Lease, Ended: e.Ended, Left: e.Left, Synced: e.Synced}
+	w := eventJSON{Reset: e.Reset, Lease: e.Lease, Ended: e.Ended, Kicked: e.Kicked, Left: e.Left, Synced: e.Synced}
 	if e.Node != nil {
 		n := e.Node.wire()
 		w.Node = &n
@@ -104,9 +108,9 @@ func parseEvent(line []byte) (Event, error) {
 	if err := json.Unmarshal(line, &w); err != nil {
 		return Event{}, fmt.Errorf("decode event: %w", err)
 	}
-	e := Event{Reset: w.Reset, Lease: w.Lease, Ended: w.Ended, Left: w.Left, Synced: w.Synced}
+	e := Event{Reset: w.Reset, Lease: w.Lease, Ended: w.Ended, Kicked: w.Kicked, Left: w.Left, Synced: w.Synced}
 	set := 0
-	for _, is := range []bool{w.Reset, w.Lease != nil, w.Ended != nil, w.Node != nil, w.Left != "", w.Synced != ""} {
+	for _, is := range []bool{w.Reset, w.Lease != nil, w.Ended != nil, w.Kicked != nil, w.Node != nil, w.Left != "", w.Synced != ""} {
 		if is {
 			set++
 		}
@@ -120,6 +124,8 @@ func parseEvent(line []byte) (Event, error) {
 		err = w.Lease.check()
 	case w.Ended != nil:
 		err = CheckStream(w.Ended.Stream)
+	case w.Kicked != nil:
+		err = w.Kicked.check()
 	case w.Node != nil:
 		var n Node
 		if n, err = w.Node.node(); err == nil {

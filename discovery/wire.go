@@ -133,9 +133,10 @@ type nodesJSON struct {
 }
 
 type errorJSON struct {
-	Code  string `json:"code"`
-	Error string `json:"error"`
-	Lease *Lease `json:"lease,omitempty"` // with code "conflict"
+	Code   string  `json:"code"`
+	Error  string  `json:"error"`
+	Lease  *Lease  `json:"lease,omitempty"`  // with code "conflict"
+	Kicked *Kicked `json:"kicked,omitempty"` // with code "banned"
 	// Why has the reasons with code "no_node", if they were asked for.
 	Why *schedule.Decision `json:"why,omitempty"`
 }
@@ -147,6 +148,7 @@ const (
 	codeNotFound     = "not_found"
 	codeMethod       = "method_not_allowed"
 	codeConflict     = "conflict"
+	codeBanned       = "banned"
 	codeTooLarge     = "too_large"
 	codeMediaType    = "unsupported_media_type"
 	codeFull         = "full"
@@ -157,7 +159,7 @@ const (
 
 func fromMillis(ms int64) (time.Duration, error) {
 	if ms < 0 || ms > math.MaxInt64/int64(time.Millisecond) {
-		return 0, fmt.Errorf("%w: ttl_ms %d is out of range", ErrInvalid, ms)
+		return 0, fmt.Errorf("%w: %d ms is out of range", ErrInvalid, ms)
 	}
 	return time.Duration(ms) * time.Millisecond, nil
 }

@@ -131,6 +131,7 @@ func New(cfg Config, o Options) *Edge {
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	if o.Directory != nil {
 		e.owners = discovery.NewResolver(o.Directory, cfg.Discovery, o.Log, o.Set)
+		e.owners.OnKicked(e.kicked)
 		e.running.Go(func() { _ = e.owners.Run(e.ctx) }) // it returns nil
 		if _, ok := o.Directory.(nodeLister); ok {
 			e.origins = liveOrigins(e.owners)

@@ -201,6 +201,25 @@ func (f *forward) owned(l discovery.Lease) {
 	f.judge()
 }
 
+// kicked ends the publishers of a stream that an operator has ended. Those that have
+// no upstream now are among them.
+func (e *Edge) kicked(k discovery.Kicked) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for f := range e.forwards {
+		if f.p.Target.Key.String() == k.Stream && f.isOf(k) {
+			f.p.End(session.Kicked)
+		}
+	}
+}
+
+// isOf reports whether the forward is of an ownership that a kick has ended.
+func (f *forward) isOf(k discovery.Kicked) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.epoch <= k.Epoch || k.Banned(time.Now())
+}
+
 // judge decides what the last news mean for the present upstream. mu is held.
 func (f *forward) judge() {
 	l := f.last

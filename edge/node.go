@@ -167,7 +167,7 @@ func Run(ctx context.Context, cfg Config, o NodeOptions) error {
 			Load:    meter.Load,
 			Source:  admin.Source{Metrics: []*metrics.Set{set}},
 			Checks:  []admin.Check{{Name: "workers", Func: s.CheckReady}},
-			Workers: workers, DialWorker: dial, Drain: drained, Reload: reloads, Upgrade: upgrades,
+			Workers: workers, DialWorker: dial, Drain: drained, Reload: reloads, Upgrade: upgrades, Kicker: kicker(directory),
 			Log: o.Log,
 		})
 		g.Go(func() error { return server.Serve(ctx, adminListener) })
@@ -198,6 +198,12 @@ func Run(ctx context.Context, cfg Config, o NodeOptions) error {
 		})
 	}
 	return g.Wait()
+}
+
+// kicker returns a directory as one that can end publishers, nil if it cannot.
+func kicker(d discovery.Remote) discovery.Kicker {
+	k, _ := d.(discovery.Kicker)
+	return k
 }
 
 // listens are the addresses on which each worker listens.

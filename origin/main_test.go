@@ -93,7 +93,7 @@ func startWith(t testing.TB, name string, cfg Config, dir discovery.Directory, b
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", name)
 	s.origin = New(cfg, log, s.set)
 	s.holder = discovery.NewHolder(dir, discovery.HolderConfig{
-		Config: cfg.Discovery, OnLost: s.origin.Lost, Logger: log, Metrics: s.set,
+		Config: cfg.Discovery, OnLost: s.origin.Lost, OnKicked: s.origin.Kicked, Logger: log, Metrics: s.set,
 		Self: discovery.Self{Node: name, Addr: discovery.Addr{RTMP: s.rtmp, HTTP: s.http, API: s.http}},
 	})
 	s.origin.SetOwner(between(s.holder))

@@ -126,7 +126,7 @@ func Run(ctx context.Context, cfg Config, opt NodeOptions) error {
 	}
 	meter = load.NewNode(load.NodeOptions{Config: cfg.Load, Process: measured, Log: log, Set: set})
 	holder := discovery.NewHolder(directory, discovery.HolderConfig{
-		Config: cfg.Discovery, Self: self, OnLost: o.Lost, Logger: log, Metrics: set,
+		Config: cfg.Discovery, Self: self, OnLost: o.Lost, OnKicked: o.Kicked, Logger: log, Metrics: set,
 		Node: now, Now: meter.Jumps(),
 	})
 	o.SetOwner(holder)
@@ -182,7 +182,7 @@ func Run(ctx context.Context, cfg Config, opt NodeOptions) error {
 			},
 			Checks: []admin.Check{{Name: "discovery", Func: func(context.Context) error { return holder.Err() }}},
 			Drain:  drained,
-			Reload: reloads, Upgrade: upgrades,
+			Reload: reloads, Upgrade: upgrades, Kicker: holder,
 			Log: log,
 		})
 		g.Go(func() error { return server.Serve(ctx, l) })

@@ -114,6 +114,7 @@ func (o *Origin) Close() {
 var (
 	errShutdown = errors.New("the origin stops")
 	errEnded    = errors.New("the stream has ended")
+	errKicked   = errors.New("the stream was ended by an operator")
 )
 
 // movedTo is the cause that the stream of a lost lease is closed with.
@@ -146,6 +147,39 @@ func (o *Origin) Lost(stream string, now discovery.Lease) {
 		}
 		p.finish(movedTo(now))
 	})
+}
+
+// Kicked tells the origin that an operator has ended a stream that it had. Its lease
+// has ended.
+func (o *Origin) Kicked(k discovery.Kicked) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	p := o.streams[k.Stream]
+	switch {
+	case p == nil || p.epoch > k.Epoch && !k.Banned(time.Now()): // claimed again meanwhile
+		return
+	case p.claim != nil: // it may have been granted before
+		p.claim.kicked = k
+		return
+	case !p.end():
+		return
+	}
+	s := p.publisher
+	o.running.Go(func() { // not from here, as in Lost
+		if s != nil {
+			s.End(session.Kicked)
+		}
+		p.finish(errKicked)
+	})
+}
+
+// banned is the answer to a publisher of a stream that nobody may publish now.
+func banned(b *discovery.BannedError) error {
+	text := fmt.Sprintf("Nobody may publish this stream for another %v.", b.Left())
+	if b.Kicked.Reason != "" {
+		text = fmt.Sprintf("Nobody may publish this stream for another %v: %s", b.Left(), b.Kicked.Reason)
+	}
+	return &session.Refusal{Code: session.Banned, Text: text}
 }
 
 // live returns the publication that players may have, or nil. o.mu is held.

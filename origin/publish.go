@@ -46,9 +46,10 @@ type publication struct {
 
 // claim is a publisher's question to the directory.
 type claim struct {
-	done    chan struct{}   // closed when it is answered
-	refused error           // set before that; not nil if another node has the name
-	lostTo  discovery.Lease // guarded by o.mu; of an owner that the origin was told of meanwhile
+	done    chan struct{}    // closed when it is answered
+	refused error            // set before that; not nil if another node has the name
+	lostTo  discovery.Lease  // guarded by o.mu; of an owner that the origin was told of meanwhile
+	kicked  discovery.Kicked // guarded by o.mu; by an operator, meanwhile
 }
 
 // Reasons of sessions that the origin ends.
@@ -137,11 +138,18 @@ func (o *Origin) reserve(s *session.Publisher, name string, replace bool) (p *pu
 func (p *publication) settle(lease discovery.Lease, err error) error {
 	o := p.o
 	var taken *discovery.ConflictError
+	var ban *discovery.BannedError
 	o.mu.Lock()
 	c := p.claim
 	p.claim = nil
-	if errors.As(err, &taken) {
+	if err == nil && lease.Epoch <= c.kicked.Epoch {
+		err = &discovery.BannedError{Kicked: c.kicked}
+	}
+	switch {
+	case errors.As(err, &taken):
 		c.refused = conflict(" at another node")
+	case errors.As(err, &ban):
+		c.refused = banned(ban)
 	}
 	defer close(c.done)
 	if err == nil && !p.ended {
@@ -169,6 +177,9 @@ func (p *publication) settle(lease discovery.Lease, err error) error {
 	case c.lostTo.Epoch > p.epoch:
 		cause = movedTo(c.lostTo)
 		p.end()
+	case ban != nil:
+		cause = errKicked
+		p.end()
 	case p.shown:
 		p.pause()
 	default:
@@ -180,7 +191,7 @@ func (p *publication) settle(lease discovery.Lease, err error) error {
 		p.finish(cause)
 	}
 	switch {
-	case taken != nil:
+	case c.refused != nil:
 		return c.refused
 	case errors.Is(err, context.Canceled):
 		return stopping()

@@ -221,7 +221,7 @@ func tryCommand(words []string) error {
 	}
 	app := newApp(nil, nil, io.Discard, io.Discard)
 	for _, c := range app.Commands {
-		takes := map[string]int{"push": 2, "pull": 1}[c.Name]
+		takes := map[string]int{"push": 2, "pull": 1, "kick": 1}[c.Name]
 		if c.Name == "check" {
 			takes = -1
 		}
@@ -374,7 +374,7 @@ func TestReasonsInDocument(t *testing.T) {
 	for _, r := range []fanout.Reason{fanout.Ended, fanout.Left, fanout.TooSlow, fanout.Kicked, fanout.Shutdown, fanout.Failed, fanout.Moved, fanout.Overload, fanout.Drained} {
 		reasons = append(reasons, string(r))
 	}
-	for _, c := range []session.Code{session.Conflict, session.Denied, session.BadRequest, session.Limit, session.Unavailable, session.Stopping, session.Draining, session.Overload} {
+	for _, c := range []session.Code{session.Conflict, session.Denied, session.Banned, session.BadRequest, session.Limit, session.Unavailable, session.Stopping, session.Draining, session.Overload} {
 		reasons = append(reasons, string(c))
 	}
 	for _, r := range reasons {

@@ -109,7 +109,7 @@ func newApp(child *worker.Child, before *worker.Takeover, stdout, stderr io.Writ
 			clusterCommand(),
 			originCommand(child), edgeCommand(child, before), discoveryCommand(child),
 			checkCommand(),
-			drainCommand(), undrainCommand(), reloadCommand(), upgradeCommand(),
+			drainCommand(), undrainCommand(), reloadCommand(), upgradeCommand(), kickCommand(),
 			pushCommand(), pullCommand(), benchCommand(), simulateCommand(),
 			versionCommand(),
 			workerCommand(child), floorCommand(),

@@ -50,6 +50,7 @@ func Run(t *testing.T, races int, open func(t *testing.T) Engine) {
 		{"a lease ends with its TTL", expiry},
 		{"listings", listings},
 		{"watching", watching},
+		{"kicks and bans", kicks},
 		{"mistakes", mistakes},
 		{"rivals", func(t *testing.T, d Engine) { Rivals(t, races, d, d) }},
 	} {
@@ -469,6 +470,8 @@ func (w *watcher) tell(events []discovery.Event) error {
 			w.got = append(w.got, fmt.Sprintf("%s %s %d %s idle=%v", e.Lease.Stream, e.Lease.Node, e.Lease.Epoch, e.Lease.Addr.RTMP, e.Lease.Idle))
 		case e.Ended != nil:
 			w.got = append(w.got, fmt.Sprintf("ended %s %d", e.Ended.Stream, e.Ended.Epoch))
+		case e.Kicked != nil:
+			w.got = append(w.got, fmt.Sprintf("kicked %s %d banned=%v %s", e.Kicked.Stream, e.Kicked.Epoch, e.Kicked.Banned(time.Now()), e.Kicked.Reason))
 		case e.Node != nil:
 			w.got = append(w.got, fmt.Sprintf("node %s %s", e.Node.ID, e.Node.State))
 		case e.Left != "":
@@ -583,6 +586,12 @@ func mistakes(t *testing.T, d Engine) {
 	want("release", d.Release(ctx, discovery.Lease{Stream: "x"}))
 	_, err = d.Lookup(ctx, "x")
 	want("look up", err)
+	_, err = d.Kick(ctx, discovery.Kick{Stream: "x"})
+	want("kick", err)
+	_, err = d.Kick(ctx, discovery.Kick{Stream: demo, Ban: -time.Second})
+	want("kick with a ban that has ended before", err)
+	_, err = d.Kick(ctx, discovery.Kick{Stream: demo, Ban: time.Second, Reason: "a\nb"})
+	want("kick for two lines", err)
 	want("heartbeat", d.Heartbeat(ctx, discovery.Node{ID: "a"}))
 	want("goodbye", d.Goodbye(ctx, "no id", ""))
 	_, _, err = d.Streams(ctx, discovery.StreamQuery{Limit: -1})

@@ -7,6 +7,7 @@
 //	s/STREAM  the lease in force; the key lives and dies with the etcd lease of its owner
 //	e/STREAM  the last epoch that was given out for the stream; kept for some time
 //	          after the lease has ended, so that an older one cannot come back
+//	k/STREAM  the last kick of the stream, while its ban lasts and owners may hear of it
 //	n/NODE    what the node says about itself, with an etcd lease of its own
 //	w         written by who begins to watch, to see that it has caught up
 //	id        a random name of these data: that of lost data is another one
@@ -215,6 +216,7 @@ func (d *Directory) wrap(ctx context.Context, err error) error {
 
 func (d *Directory) streamKey(stream string) string { return d.prefix + "s/" + stream }
 func (d *Directory) epochKey(stream string) string  { return d.prefix + "e/" + stream }
+func (d *Directory) kickKey(stream string) string   { return d.prefix + "k/" + stream }
 func (d *Directory) nodeKey(id string) string       { return d.prefix + "n/" + id }
 
 // leaseID returns the id of the etcd lease of an instance of a node, for its

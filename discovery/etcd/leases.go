@@ -53,13 +53,15 @@ type epochRecord struct {
 type slot struct {
 	lease    *discovery.Lease // in force; nil: none
 	last     epochRecord
+	kicked   *discovery.Kicked // nil: none that counts
 	leaseRev int64
 	epochRev int64
+	kickRev  int64
 }
 
 // slot reads what etcd has of a stream, in one step.
 func (d *Directory) slot(ctx context.Context, stream string) (slot, error) {
-	r, err := d.cli.Txn(ctx).Then(clientv3.OpGet(d.streamKey(stream)), clientv3.OpGet(d.epochKey(stream))).Commit()
+	r, err := d.cli.Txn(ctx).Then(clientv3.OpGet(d.streamKey(stream)), clientv3.OpGet(d.epochKey(stream)), clientv3.OpGet(d.kickKey(stream))).Commit()
 	if err != nil {
 		return slot{}, err
 	}
@@ -77,6 +79,14 @@ func (d *Directory) slot(ctx context.Context, stream string) (slot, error) {
 		if err := json.Unmarshal(kv.Value, &s.last); err != nil {
 			return slot{}, fmt.Errorf("read the epoch of %s in etcd: %w", stream, err)
 		}
+	}
+	if kv := first(r.Responses[2].GetResponseRange().Kvs); kv != nil {
+		s.kickRev = kv.ModRevision
+		k, err := kickedOf(stream, kv.Value)
+		if err != nil {
+			return slot{}, err
+		}
+		s.kicked = &k
 	}
 	return s, nil
 }
@@ -160,6 +170,7 @@ func (d *Directory) write(ctx context.Context, s slot, stream string, ops ...cli
 	r, err := d.cli.Txn(ctx).If(
 		clientv3.Compare(clientv3.ModRevision(d.streamKey(stream)), "=", s.leaseRev),
 		clientv3.Compare(clientv3.ModRevision(d.epochKey(stream)), "=", s.epochRev),
+		clientv3.Compare(clientv3.ModRevision(d.kickKey(stream)), "=", s.kickRev),
 	).Then(ops...).Commit()
 	if err == nil && !r.Succeeded {
 		err = errChanged
@@ -188,12 +199,17 @@ func (d *Directory) Claim(ctx context.Context, c discovery.Claim) (discovery.Lea
 	defer cancel()
 	var got, owner discovery.Lease
 	conflict := false
+	var banned *discovery.Kicked
 	err := retry(ctx, func() error {
 		s, err := d.slot(ctx, c.Stream)
 		if err != nil {
 			return err
 		}
 		now, ttl := time.Now(), d.leaseTTL(c.TTL)
+		if s.kicked != nil && s.kicked.Banned(now) {
+			banned = s.kicked
+			return nil
+		}
 		got = discovery.Lease{Stream: c.Stream, Node: c.Node, Instance: c.Instance, Addr: c.Addr, Publisher: c.Publisher, Expires: now.Add(ttl)}
 		cur := s.lease
 		later := cur != nil && c.Held > cur.Epoch && discovery.Plausible(c.Held, now)
@@ -238,6 +254,8 @@ func (d *Directory) Claim(ctx context.Context, c discovery.Claim) (discovery.Lea
 		return discovery.Lease{}, fmt.Errorf("claim stream %s: %w", c.Stream, err)
 	case err != nil:
 		return discovery.Lease{}, fmt.Errorf("claim stream %s: %w", c.Stream, d.wrap(ctx, err))
+	case banned != nil:
+		return discovery.Lease{}, &discovery.BannedError{Kicked: *banned}
 	case conflict:
 		return discovery.Lease{}, &discovery.ConflictError{Lease: owner}
 	}
@@ -355,6 +373,8 @@ func (d *Directory) renew(ctx context.Context, r discovery.Renewal, h discovery.
 	cur := s.lease
 	cause := ""
 	switch {
+	case cur == nil && s.kicked != nil && s.kicked.Ends(h.Epoch, now):
+		return &discovery.Lost{Stream: h.Stream, Epoch: h.Epoch, Kicked: s.kicked}, nil
 	case cur == nil && s.restorable(h.Epoch, now):
 		cause = "restored"
 	case cur == nil:

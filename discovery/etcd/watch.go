@@ -67,7 +67,7 @@ func (d *Directory) snapshot(ctx context.Context, role discovery.Role, tell func
 	if err := tell([]discovery.Event{{Reset: true}}); err != nil {
 		return 0, err
 	}
-	for _, base := range []string{d.streamKey(""), d.nodeKey("")} {
+	for _, base := range []string{d.streamKey(""), d.kickKey(""), d.nodeKey("")} {
 		from, end := base, clientv3.GetPrefixRangeEnd(base)
 		for {
 			page, cancel := d.bound(ctx)
@@ -80,7 +80,8 @@ func (d *Directory) snapshot(ctx context.Context, role discovery.Role, tell func
 			rev = max(rev, r.Header.Revision*b2i(rev == 0))
 			var events []discovery.Event
 			for _, kv := range r.Kvs {
-				if e, ok := d.event(&clientv3.Event{Type: mvccpb.PUT, Kv: kv}, role); ok {
+				e, ok := d.event(&clientv3.Event{Type: mvccpb.PUT, Kv: kv}, role)
+				if ok && (e.Kicked == nil || e.Kicked.Banned(time.Now())) {
 					events = append(events, e)
 				}
 			}
@@ -183,6 +184,10 @@ func (d *Directory) event(e *clientv3.Event, role discovery.Role) (discovery.Eve
 	case what == "s":
 		l, err := leaseOf(name, e.Kv.Value)
 		return discovery.Event{Lease: &l}, err == nil
+	case what == "k" && gone: // long after it counted
+	case what == "k":
+		k, err := kickedOf(name, e.Kv.Value)
+		return discovery.Event{Kicked: &k}, err == nil
 	case what == "n" && gone:
 		return discovery.Event{Left: name}, true
 	case what == "n":

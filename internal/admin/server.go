@@ -24,6 +24,7 @@ import (
 	"strings"
 	"time"
 
+	"weir/discovery"
 	"weir/internal/drain"
 	"weir/internal/load"
 	"weir/internal/reload"
@@ -78,6 +79,9 @@ type Options struct {
 	Reload *reload.Node
 	// Upgrade, if not nil, is what POST and GET of /api/v1/upgrade act on.
 	Upgrade *upgrade.Node
+	// Kicker is what POST /api/v1/streams/kick acts on; nil: the node knows no
+	// directory that could.
+	Kicker discovery.Kicker
 	// Log gets warnings. Required.
 	Log *slog.Logger
 }
@@ -111,6 +115,7 @@ func New(o Options) *Server {
 	if o.Source.Move != nil {
 		guarded("/api/v1/streams/move", only(s.move, http.MethodPost))
 	}
+	guarded("/api/v1/streams/kick", only(s.kickStream, http.MethodPost))
 	guarded("/api/v1/sessions", get(s.listSessions))
 	guarded("/api/v1/sessions/{id}", only(s.kick, http.MethodDelete))
 	if o.Drain != nil {

@@ -78,6 +78,7 @@ func Run(ctx context.Context, cfg Config, o Options) error {
 			},
 			Source: admin.Source{Metrics: []*metrics.Set{set}},
 			Checks: checks,
+			Kicker: engine,
 			Log:    o.Log,
 		})
 		g.Go(func() error { return a.Serve(ctx, al) })

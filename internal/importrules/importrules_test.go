@@ -76,15 +76,16 @@ var allowed = map[string]string{
 	"internal/limit":             "",
 	"internal/vhost":             "configs hls", // a tenant is configured as a whole
 	"internal/worker":            "",
-	"internal/admin":             "configs internal/drain internal/load internal/node internal/reload internal/upgrade",
-	"internal/reload":            "", // gets what it applies as functions
-	"internal/upgrade":           "", // gets what it does as a function
-	"internal/drain":             "", // paces what it knows only by interfaces
-	"internal/load":              "internal/units",
-	"internal/admission":         "discovery internal/load internal/session internal/ticket",
-	"internal/ticket":            "",
-	"internal/node":              "",
-	"internal/units":             "",
+	// Of discovery it knows what an operator can do to a stream of the cluster.
+	"internal/admin":     "configs discovery internal/drain internal/load internal/node internal/reload internal/upgrade",
+	"internal/reload":    "", // gets what it applies as functions
+	"internal/upgrade":   "", // gets what it does as a function
+	"internal/drain":     "", // paces what it knows only by interfaces
+	"internal/load":      "internal/units",
+	"internal/admission": "discovery internal/load internal/session internal/ticket",
+	"internal/ticket":    "",
+	"internal/node":      "",
+	"internal/units":     "",
 
 	// The load tool meets servers only over the network.
 	"internal/bench": "internal/clip internal/flv internal/media internal/rtmp internal/rtmp/amf",

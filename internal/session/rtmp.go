@@ -201,7 +201,7 @@ func publishStatus(err error) rtmp.Status {
 	switch r.Code {
 	case Conflict, BadRequest:
 		return rtmp.StatusBadName(r.Text)
-	case Denied:
+	case Denied, Banned:
 		return rtmp.StatusPublishDenied(r.Text)
 	case Stopping:
 		return rtmp.StatusShutdown()

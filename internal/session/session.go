@@ -138,6 +138,7 @@ type Code string
 const (
 	Conflict    Code = "conflict"    // another publisher has the name
 	Denied      Code = "denied"      // wrong or missing key
+	Banned      Code = "banned"      // an operator lets nobody publish the stream now
 	BadRequest  Code = "bad_request" // unknown vhost, bad name
 	Limit       Code = "limit"       // of players, sessions
 	Unavailable Code = "unavailable" // upstream or discovery cannot be reached
