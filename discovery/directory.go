@@ -134,7 +134,7 @@ type Held struct {
 	Stream string `json:"stream"`
 	Epoch  uint64 `json:"epoch"`
 	Idle   bool   `json:"idle,omitempty"`
-	// Publisher is as in Claim; it counts where the lease is restored.
+	// Publisher is as in Claim.
 	Publisher string `json:"publisher,omitempty"`
 }
 
@@ -170,7 +170,7 @@ type Lost struct {
 // *BannedError, for everybody.
 //
 // Renew prolongs all leases of the renewal that the node still holds, and sets
-// their idle mark. A lease that the directory does not know is restored with its
+// their idle marks and publishers. A lease that the directory does not know is restored with its
 // epoch. Where another node holds the stream, the later epoch wins: this is how
 // leases taken while the directory was away are settled. It returns the leases
 // that were not prolonged. With an error, what it returns is still true and the

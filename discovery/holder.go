@@ -363,6 +363,17 @@ func (h *Holder) SetIdle(stream string, idle bool) {
 	}
 }
 
+// SetPublisher says that a held stream has another publisher now; see ClaimOptions. It
+// returns at once, as SetIdle does. Streams that are not held are ignored.
+func (h *Holder) SetPublisher(stream, publisher string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if e := h.held[stream]; e != nil && e.lease.Publisher != publisher {
+		e.lease.Publisher = publisher
+		h.markDirty(e)
+	}
+}
+
 // markDirty expects mu to be held.
 func (h *Holder) markDirty(e *holding) {
 	e.dirty = true

@@ -277,8 +277,8 @@ func (m *Memory) renew(r Renewal, h Held, now time.Time) (gone *Lost, restored b
 		m.put(Lease{Stream: h.Stream, Node: r.Node, Instance: r.Instance, Epoch: h.Epoch, Addr: r.Addr, Publisher: h.Publisher, Idle: h.Idle, Expires: expires}, now)
 		return nil, true, changes
 	case cur.Epoch == h.Epoch && cur.Node == r.Node && cur.Instance == r.Instance:
-		changed := cur.Idle != h.Idle || cur.Addr != r.Addr
-		cur.Idle, cur.Expires = h.Idle, expires
+		changed := cur.Idle != h.Idle || cur.Addr != r.Addr || cur.Publisher != h.Publisher
+		cur.Idle, cur.Publisher, cur.Expires = h.Idle, h.Publisher, expires
 		if changed {
 			cur.Addr = r.Addr
 			m.tell(*cur)

@@ -25,6 +25,7 @@ import (
 type Owner interface {
 	Claim(ctx context.Context, stream string, opts discovery.ClaimOptions) (discovery.Lease, error)
 	SetIdle(stream string, idle bool)
+	SetPublisher(stream, publisher string)
 	Release(ctx context.Context, stream string) error
 	Lookup(ctx context.Context, stream string) (discovery.Lease, error)
 	Follow(stream string, f func(discovery.Lease)) (stop func())
@@ -46,6 +47,8 @@ type Origin struct {
 	placer placer // nil: nobody schedules
 
 	redirects *metrics.Counter
+	takeovers *metrics.Counter // by standby publishers
+	carried   *metrics.Counter // publishers at their owners now; goes down as well
 
 	mu        sync.Mutex              // guards all below, and the publications
 	streams   map[string]*publication // by stream key
@@ -60,22 +63,30 @@ func New(cfg Config, log *slog.Logger, set *metrics.Set) *Origin {
 		cfg: cfg, node: cfg.Node.Name("origin"), askedFor: askedFor, table: vhost.NewTable(cfg.Vhosts), log: log, set: set,
 		others:    discovery.NewElsewhere(nil, ""),
 		redirects: set.NewCounter("weir_redirects_total"),
+		takeovers: set.NewCounter("weir_standby_takeovers_total"),
+		carried:   set.NewCounter("weir_forwards"),
 		streams:   map[string]*publication{}, lingering: map[string]*hls.Store{}, changed: make(chan struct{}),
 	}
 	set.NewCounter("weir_moves_failed_total")
-	set.NewGauge("weir_streams", func() float64 { n, _ := o.held(); return float64(n) })
-	set.NewGauge("weir_log_bytes", func() float64 { _, n := o.held(); return float64(n) })
+	set.NewGauge("weir_streams", func() float64 { n, _, _ := o.held(); return float64(n) })
+	set.NewGauge("weir_standby_publishers", func() float64 { _, n, _ := o.held(); return float64(n) })
+	set.NewGauge("weir_log_bytes", func() float64 { _, _, n := o.held(); return float64(n) })
 	return o
 }
 
-// held returns the number of streams and the memory of their logs in bytes.
-func (o *Origin) held() (streams int, bytes int64) {
+// held returns the number of streams and of standby publishers, and the memory of their
+// logs in bytes.
+func (o *Origin) held() (streams, standbys int, bytes int64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, p := range o.streams {
 		bytes += p.stream.Stats().LogBytes
+		if p.standby != nil {
+			standbys++
+			bytes += p.standby.log.Stats().LogBytes
+		}
 	}
-	return len(o.streams), bytes
+	return len(o.streams), standbys, bytes
 }
 
 // SetOwner gives the origin its leases. To be called once, before it serves.
@@ -97,9 +108,7 @@ func (o *Origin) Close() {
 	o.mu.Lock()
 	o.stopped = true
 	for _, p := range o.streams {
-		if p.publisher != nil {
-			present = append(present, p.publisher)
-		}
+		present = append(present, p.publishers()...)
 		if p.end() {
 			o.running.Go(func() { p.finish(errShutdown) })
 		}
@@ -139,10 +148,10 @@ func (o *Origin) Lost(stream string, now discovery.Lease) {
 		return
 	}
 	o.log.Warn("stream lost to another origin", "stream", stream, "owner", now.Node, "epoch", now.Epoch)
-	s := p.publisher
+	all := p.publishers()
 	// Not from here: leases are not renewed while the caller waits.
 	o.running.Go(func() {
-		if s != nil {
+		for _, s := range all {
 			s.End(reasonLost)
 		}
 		p.finish(movedTo(now))
@@ -164,9 +173,9 @@ func (o *Origin) Kicked(k discovery.Kicked) {
 	case !p.end():
 		return
 	}
-	s := p.publisher
+	all := p.publishers()
 	o.running.Go(func() { // not from here, as in Lost
-		if s != nil {
+		for _, s := range all {
 			s.End(session.Kicked)
 		}
 		p.finish(errKicked)

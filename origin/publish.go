@@ -34,6 +34,7 @@ type publication struct {
 	publisher *session.Publisher // nil while it is away
 	name      string             // of the last publisher, as in leases
 	gone      chan struct{}      // closed when publisher has let go of the stream
+	standby   *standby           // goes on when publisher has left; nil for none
 	claim     *claim             // not nil while publisher claims the name
 	resume    *time.Timer        // runs while the publisher is away
 	asked     *time.Timer        // runs while publisher has been asked to go elsewhere
@@ -61,55 +62,82 @@ const (
 
 // Publish implements session.Role: one publisher's whole stay.
 func (o *Origin) Publish(ctx context.Context, s *session.Publisher) session.PublishEnd {
-	p, err := o.enter(ctx, s)
-	if err != nil {
+	p, sb, err := o.enter(ctx, s)
+	var owner *session.Redirect
+	switch {
+	case errors.As(err, &owner) && owner.RTMP != "" && s.Peer.Node == "": // nodes follow it
+		return o.carry(ctx, s, owner)
+	case err != nil:
 		return session.PublishEnd{Err: err}
 	}
 	stop := context.AfterFunc(ctx, func() { s.End(reasonShutdown) })
-	end := p.serve(s)
-	stop()
+	defer stop()
+	var end session.PublishEnd
+	var kept *stream.Stream
+	took := true
+	if sb != nil {
+		kept = sb.log
+		took, end = p.stand(sb)
+	}
+	if took {
+		end = p.serve(s, kept)
+	}
+	if sb != nil && p.dismiss(sb) {
+		return end
+	}
 	p.leave(end.Reason == session.Unpublished)
 	return end
 }
 
 // enter makes s the publisher of its stream: of a new one, or of one whose
-// publisher is away, or of one that it takes from its publisher.
-func (o *Origin) enter(ctx context.Context, s *session.Publisher) (*publication, error) {
+// publisher is away, or of one that it takes from its publisher. Or it makes it the
+// standby publisher, which is returned then.
+func (o *Origin) enter(ctx context.Context, s *session.Publisher) (*publication, *standby, error) {
 	replace := s.Target.Vhost.Config.Publish.OnConflict == vhost.Replace
 	name := session.PublisherName(s.Secret)
 	for {
-		p, other, wait, err := o.reserve(s, name, replace)
-		if err != nil {
-			return nil, err
-		}
-		if p != nil {
-			p.follow()
-			lease, err := o.owner.Claim(ctx, p.key, discovery.ClaimOptions{Replace: replace, Publisher: name})
-			return p, p.settle(lease, err)
+		r, err := o.reserve(s, name)
+		switch {
+		case err != nil:
+			return nil, nil, err
+		case r.standby != nil:
+			return r.p, r.standby, nil
+		case r.p != nil:
+			r.p.follow()
+			lease, err := o.owner.Claim(ctx, r.p.key, discovery.ClaimOptions{Replace: replace, Publisher: name})
+			return r.p, nil, r.p.settle(lease, err)
 		}
 		select {
-		case <-wait:
+		case <-r.wait:
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, nil, ctx.Err()
 		}
-		if other != nil && other.refused != nil {
-			return nil, other.refused
+		if r.claim != nil && r.claim.refused != nil {
+			return nil, nil, r.claim.refused
 		}
 	}
 }
 
-// reserve gives s the place of the publisher at the stream's publication, before
-// the name is claimed: of many that come at once, one asks the directory. If the
-// place is taken it returns what to wait for before trying again, and the claim
-// under way whose refusal would be one of s too.
-func (o *Origin) reserve(s *session.Publisher, name string, replace bool) (p *publication, other *claim, wait <-chan struct{}, err error) {
-	key := s.Target.Key.String()
+// reservation is what a newcomer gets: a place, or something to wait for before it
+// tries again.
+type reservation struct {
+	p       *publication // where it is the publisher, before the name is claimed
+	standby *standby     // not nil if it stands by there instead
+
+	wait  <-chan struct{}
+	claim *claim // under way, whose refusal would be one of the newcomer too; may be nil
+}
+
+// reserve gives s a place at the stream's publication, before the name is claimed: of
+// many that come at once, one asks the directory.
+func (o *Origin) reserve(s *session.Publisher, name string) (reservation, error) {
+	key, policy := s.Target.Key.String(), s.Target.Vhost.Config.Publish.OnConflict
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.stopped {
-		return nil, nil, nil, stopping()
+		return reservation{}, stopping()
 	}
-	p = o.streams[key]
+	p := o.streams[key]
 	switch {
 	case p == nil:
 		p = &publication{
@@ -118,19 +146,27 @@ func (o *Origin) reserve(s *session.Publisher, name string, replace bool) (p *pu
 		}
 		o.streams[key] = p
 	case p.ended:
-		return nil, nil, p.over, nil
-	case p.publisher != nil && (replace || name != "" && name == p.name || p.asked != nil):
+		return reservation{wait: p.over}, nil
+	case p.publisher != nil && (policy == vhost.Replace || name != "" && name == p.name || p.asked != nil):
 		p.publisher.End(reasonReplaced)
-		return nil, nil, p.gone, nil
+		return reservation{wait: p.gone}, nil
 	case p.claim != nil:
-		return nil, p.claim, p.claim.done, nil
+		return reservation{wait: p.claim.done, claim: p.claim}, nil
+	case p.publisher != nil && policy != vhost.Standby:
+		return reservation{}, conflict("")
+	case p.publisher != nil && p.standby == nil:
+		p.standby = p.newStandby(s, name)
+		return reservation{p: p, standby: p.standby}, nil
+	case p.publisher != nil && name != "" && name == p.standby.name:
+		p.standby.s.End(reasonReplaced)
+		return reservation{wait: p.standby.gone}, nil
 	case p.publisher != nil:
-		return nil, nil, nil, conflict("")
+		return reservation{}, conflict(", and has a standby publisher")
 	}
 	p.stopResume()
 	p.publisher, p.name, p.gone = s, name, make(chan struct{})
 	p.claim = &claim{done: make(chan struct{})}
-	return p, nil, nil, nil
+	return reservation{p: p}, nil
 }
 
 // settle ends the claim of the publication's publisher with the directory's
@@ -191,6 +227,8 @@ func (p *publication) settle(lease discovery.Lease, err error) error {
 		p.finish(cause)
 	}
 	switch {
+	case taken != nil && p.target.Vhost.Config.Publish.OnConflict == vhost.Standby:
+		return movedTo(taken.Lease) // where it may stand by
 	case c.refused != nil:
 		return c.refused
 	case errors.Is(err, context.Canceled):
@@ -228,8 +266,9 @@ func hlsVhost(name string) string {
 	return name
 }
 
-// serve appends what the publisher sends until it ends.
-func (p *publication) serve(s *session.Publisher) session.PublishEnd {
+// serve appends what the publisher sends until it ends. One that stood by was let in
+// before, and begins with what was kept of it.
+func (p *publication) serve(s *session.Publisher, kept *stream.Stream) session.PublishEnd {
 	pub, err := p.stream.Publish()
 	if err != nil {
 		return session.PublishEnd{Err: &session.Refusal{Code: session.Unavailable, Text: "The stream has just ended; try again.", Err: err}}
@@ -240,9 +279,15 @@ func (p *publication) serve(s *session.Publisher) session.PublishEnd {
 	epoch := p.epoch
 	p.mark()
 	p.o.mu.Unlock()
-	s.Epoch = p.o.told(epoch)
-	if err := s.Accept(); err != nil {
-		return session.ReadEnd(err)
+	if kept != nil {
+		if err := goOn(pub, kept); err != nil {
+			return session.PublishEnd{Reason: "stream_closed", Err: err}
+		}
+	} else {
+		s.Epoch = p.o.told(epoch)
+		if err := s.Accept(); err != nil {
+			return session.ReadEnd(err)
+		}
 	}
 	p.o.log.Info("publish started", "stream", p.key, "session", s.ID(), "remote", s.Remote.String(), "epoch", epoch, "encoder", s.Encoder)
 	for {
@@ -303,8 +348,8 @@ func (p *publication) regained(l discovery.Lease) {
 	}
 }
 
-// leave ends the publisher's stay: the stream ends if the publisher said so, and
-// otherwise waits for its return.
+// leave ends the publisher's stay: the standby publisher goes on, if there is one;
+// else the stream ends if the publisher said so, and otherwise waits for its return.
 func (p *publication) leave(proper bool) {
 	o := p.o
 	o.mu.Lock()
@@ -315,6 +360,8 @@ func (p *publication) leave(proper bool) {
 	}
 	switch {
 	case p.ended:
+	case p.standby != nil:
+		p.promote()
 	case proper || o.cfg.Publish.ResumeWindow == 0:
 		last = p.end()
 	default:
@@ -448,11 +495,16 @@ func (p *publication) info() admin.StreamInfo {
 		Key: p.key, State: "resuming", BytesIn: st.BytesIn, Bitrate: st.Bitrate,
 		Codecs: p.stream.Headers().Codecs(), Epoch: p.epoch, Source: "publish",
 	}
-	if s := p.publisher; s != nil {
+	if p.publisher != nil {
 		i.State = "live"
-		i.Publisher = &admin.PublisherInfo{
-			Session: s.ID(), Remote: s.Remote.String(), Protocol: "rtmp", Since: p.since, Encoder: s.Encoder,
-		}
+		i.Publisher = publisherInfo(p.publisher, p.since)
+	}
+	if sb := p.standby; sb != nil {
+		i.Standby = publisherInfo(sb.s, sb.since)
 	}
 	return i
+}
+
+func publisherInfo(s *session.Publisher, since time.Time) *admin.PublisherInfo {
+	return &admin.PublisherInfo{Session: s.ID(), Remote: s.Remote.String(), Protocol: "rtmp", Since: since, Encoder: s.Encoder}
 }

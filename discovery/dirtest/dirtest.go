@@ -65,7 +65,7 @@ func claimBy(s discovery.Self, stream string) discovery.Claim {
 func renewalBy(s discovery.Self, leases ...discovery.Lease) discovery.Renewal {
 	r := discovery.Renewal{Node: s.Node, Instance: s.Instance, Addr: s.Addr, TTL: time.Minute}
 	for _, l := range leases {
-		r.Leases = append(r.Leases, discovery.Held{Stream: l.Stream, Epoch: l.Epoch, Idle: l.Idle})
+		r.Leases = append(r.Leases, discovery.Held{Stream: l.Stream, Epoch: l.Epoch, Idle: l.Idle, Publisher: l.Publisher})
 	}
 	return r
 }
@@ -201,14 +201,26 @@ func takingOver(t *testing.T, d Engine) {
 	known := func(a discovery.Lease) {
 		c := claimBy(selfA, a.Stream)
 		c.Publisher = "p1"
-		if l := mustClaim(t, d, c); l.Publisher != "p1" {
-			t.Errorf("claimed for p1: %+v", l)
+		if a = mustClaim(t, d, c); a.Publisher != "p1" {
+			t.Errorf("claimed for p1: %+v", a)
 		}
 		idle(a)
 		wantLost(t, d, renewalBy(selfA, a)) // live again
 	}
 	f("another publisher", known, func(c *discovery.Claim) { c.Publisher = "p2" }, false)
 	f("the same publisher", known, func(c *discovery.Claim) { c.Publisher = "p1" }, true)
+	f("the publisher of the last renewal", func(a discovery.Lease) {
+		known(a)
+		a.Publisher = "p2"
+		wantLost(t, d, renewalBy(selfA, a))
+		if l := wantOwner(t, d, a.Stream, "a"); l.Publisher != "p2" {
+			t.Errorf("renewed for p2: %+v", l)
+		}
+	}, func(c *discovery.Claim) { c.Publisher = "p2" }, true)
+	f("the publisher before it", func(a discovery.Lease) {
+		known(a)
+		wantLost(t, d, renewalBy(selfA, a)) // of none that can prove it
+	}, func(c *discovery.Claim) { c.Publisher = "p1" }, false)
 	f("restarted node", nil, func(c *discovery.Claim) { c.Node, c.Instance, c.Addr = "a", "a2", addrA }, true)
 }
 

@@ -334,7 +334,7 @@ func (d *Directory) Renew(ctx context.Context, r discovery.Renewal) ([]discovery
 			if kv != nil {
 				l, err := leaseOf(h.Stream, kv.Value)
 				want := discovery.Lease{Node: r.Node, Instance: r.Instance, Epoch: h.Epoch, Addr: r.Addr}
-				if err == nil && discovery.SameOwnership(l, want) && l.Idle == h.Idle {
+				if err == nil && discovery.SameOwnership(l, want) && l.Idle == h.Idle && l.Publisher == h.Publisher {
 					continue
 				}
 			}
@@ -380,7 +380,6 @@ func (d *Directory) renew(ctx context.Context, r discovery.Renewal, h discovery.
 	case cur == nil:
 		return &discovery.Lost{Stream: h.Stream, Epoch: h.Epoch}, nil
 	case cur.Epoch == h.Epoch && cur.Node == r.Node && cur.Instance == r.Instance:
-		want.Publisher = cur.Publisher
 	case h.Epoch > cur.Epoch && discovery.Plausible(h.Epoch, now):
 		cause = "later epoch"
 	default:

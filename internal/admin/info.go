@@ -65,6 +65,8 @@ type StreamInfo struct {
 	State string `json:"state"`
 	// Publisher is the session that publishes it here, or nil.
 	Publisher *PublisherInfo `json:"publisher,omitempty"`
+	// Standby is the session that stands by to go on with it here, or nil.
+	Standby *PublisherInfo `json:"standby,omitempty"`
 	// Players counts the sessions that play it. Workers that attach to this
 	// one for their own players are not counted.
 	Players int `json:"players"`

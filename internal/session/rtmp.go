@@ -111,6 +111,11 @@ func (s *Server) publishRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.
 	}
 	refuse := func(err error) bool {
 		s.ledger.refused(KindPublish, protoRTMP, reasonOf(err), l.stream, remote, err)
+		var r *Redirect
+		if errors.As(err, &r) && r.RTMP != "" && peer.Node != "" { // nodes follow, encoders do not
+			_ = c.Redirect(r.rtmpURL(t), epochInfo(r.Epoch)...)
+			return false
+		}
 		_ = c.Refuse(publishStatus(err))
 		return false
 	}
@@ -118,13 +123,10 @@ func (s *Server) publishRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.
 		return refuse(&Refusal{Code: Denied, Text: "The publish key is missing or wrong."})
 	}
 	if err := s.admitted(ctx, n); err != nil {
-		var r *Redirect
-		if errors.As(err, &r) && r.RTMP != "" && peer.Node != "" { // nodes follow, encoders do not
-			s.ledger.refused(KindPublish, protoRTMP, reasonOf(err), l.stream, remote, err)
-			_ = c.Redirect(r.rtmpURL(t))
-			return false
+		if r := (*Redirect)(nil); !errors.As(err, &r) || r.RTMP == "" || peer.Node == "" {
+			err = turnedAway(err, t)
 		}
-		return refuse(turnedAway(err, t))
+		return refuse(err)
 	}
 	if err := s.ledger.begin(l, t.Vhost.Name, s.bounds(t.Vhost)); err != nil {
 		return refuse(err)
@@ -159,6 +161,7 @@ func (s *Server) publishRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.
 const (
 	Replaced  = "replaced"   // another publisher took the name
 	LostLease = "lost_lease" // another origin owns the stream now
+	Relieved  = "relieved"   // it had stopped sending, and the standby publisher goes on
 	Kicked    = string(fanout.Kicked)
 )
 
@@ -166,6 +169,7 @@ const (
 // another reason are cut.
 var farewells = map[string]rtmp.Status{
 	Replaced:  rtmp.StatusBadName("Another publisher has taken this stream over."),
+	Relieved:  rtmp.StatusBadName("Nothing came any more: the standby publisher has taken this stream over."),
 	LostLease: rtmp.StatusBadName("This stream has a publisher at another node now."),
 	Kicked:    rtmp.StatusPublishDenied("The publisher was ended by an operator."),
 }

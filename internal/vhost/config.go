@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"weir/configs"
 	"weir/hls"
@@ -21,10 +22,11 @@ type Conflict string
 const (
 	Reject  Conflict = "reject"  // the second gets NetStream.Publish.BadName
 	Replace Conflict = "replace" // the second takes over with a new epoch, the first is cut
+	Standby Conflict = "standby" // the second is kept, and goes on when the first stops
 )
 
 // Choices implements configs.Chooser.
-func (Conflict) Choices() []string { return []string{string(Reject), string(Replace)} }
+func (Conflict) Choices() []string { return []string{string(Reject), string(Replace), string(Standby)} }
 
 // Policy is how an edge picks among the upstreams of a vhost.
 type Policy string
@@ -72,8 +74,12 @@ type PublishConfig struct {
 	// the same list.
 	Keys []configs.Secret `yaml:"keys"`
 	// What a second publisher of a live stream gets at an origin: `reject` (refused with
-	// NetStream.Publish.BadName) or `replace` (takes the stream over, the first is cut).
+	// NetStream.Publish.BadName), `replace` (takes the stream over, the first is cut) or `standby`
+	// (is kept, and goes on with the stream when the first stops; a third is refused).
 	OnConflict Conflict `yaml:"on_conflict"`
+	// How long a publisher may send nothing before its standby publisher goes on in its place,
+	// from 200ms to 1m; the first is cut then. Only with `on_conflict: standby`.
+	StandbyAfter time.Duration `yaml:"standby_after"`
 }
 
 // PlayConfig limits a vhost's players.
@@ -95,7 +101,7 @@ type PlayConfig struct {
 func Default() Config {
 	return Config{
 		Policy:  RoundRobin,
-		Publish: PublishConfig{OnConflict: Reject},
+		Publish: PublishConfig{OnConflict: Reject, StandbyAfter: time.Second},
 		HLS:     hls.DefaultConfig(),
 	}
 }
@@ -107,6 +113,9 @@ func (c *Config) SetDefaults() { *c = Default() }
 func (c *Config) Validate() error {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if d := c.Publish.StandbyAfter; d < 200*time.Millisecond || d > time.Minute {
+		bad("publish.standby_after: %v is not between 200ms and 1m", d)
+	}
 	for i, a := range c.Aliases {
 		if err := checkHost(a); err != nil {
 			bad("aliases[%d]: %w", i, err)

@@ -1,0 +1,119 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"syscall"
+	"testing"
+
+	"weir/internal/media"
+)
+
+// hasStandby waits until the node shows a standby publisher of the stream demo.
+func (n *node) hasStandby() {
+	n.t.Helper()
+	eventually(n.t, waitTimeout, n.id+" has a standby publisher", func() error {
+		var answer struct {
+			Streams []struct {
+				Key     string
+				Standby json.RawMessage
+			}
+		}
+		if err := n.ask("/api/v1/streams", &answer); err != nil {
+			return err
+		}
+		for _, s := range answer.Streams {
+			if s.Key == demo && s.Standby != nil {
+				return nil
+			}
+		}
+		return fmt.Errorf("%+v", answer.Streams)
+	})
+}
+
+// await waits until the last n video frames of the player are of the source.
+func (s *source) await(t *testing.T, p *player, n int) {
+	t.Helper()
+	eventually(t, waitTimeout, "the player is at another publisher's frames", func() error {
+		if err := p.playing(); err != nil {
+			t.Fatal(err)
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		have := 0
+		for _, f := range slices.Backward(p.frames) {
+			if _, ok := s.place[f.kind][f.sum]; !ok {
+				break
+			}
+			if f.kind == media.Video {
+				have++
+			}
+		}
+		if have < n {
+			return fmt.Errorf("it has %d of them", have)
+		}
+		return nil
+	})
+}
+
+// ffmpeg publishes at an origin, and a second one with other pictures and sound stands
+// by, through an edge. The first is killed: the player at the edge, on one connection,
+// gets the second one's frames behind the last one's of the first. A third one, at the
+// other origin, stands by in its turn; the second is frozen: the third goes on. Each
+// one's frames come whole and in order, from a key frame on, and the time never goes
+// back nor leaps.
+func TestStandby(t *testing.T) {
+	t.Parallel()
+	d := startDiscovery(t, "")
+	more := discoveryAt(d) + "vhosts: {__defaultVhost__: {publish: {on_conflict: standby, standby_after: 1s}}}\n"
+	var origins [2]*node
+	for i := range origins {
+		origins[i] = startOrigin(t, fmt.Sprintf("origin-%d", i), addresses{}, more)
+	}
+	edge := startEdge(t, "edge", 2, discoveryAt(d)+"play: {wait_publisher: 10s}\n")
+	one, two := clipSource(t), fileSource(t, file(t, otherFile))
+
+	first := publishClip(t, origins[0].rtmpURL("live/demo"))
+	player := playFLV(t, edge.httpURL("live/demo.flv"), "")
+	one.await(t, player, 25)
+	second := publish(t, file(t, otherFile), edge.rtmpURL("live/demo"))
+	origins[0].hasStandby()
+	one.await(t, player, player.videoFrames()+25)
+	first.kill()
+	two.await(t, player, 50)
+
+	publishClip(t, origins[1].rtmpURL("live/demo"))
+	origins[0].hasStandby()
+	second.signal(syscall.SIGSTOP)
+	one.await(t, player, 50)
+	second.signal(syscall.SIGCONT) // so that it can be ended
+	origins[0].awaitMetric(2, "weir_standby_takeovers_total")
+	player.requireHeaders()
+
+	// Whose frames they are, one publisher after the other.
+	frames := player.end()
+	sources := []*source{one, two, one}
+	from, at := 0, 0
+	for i, f := range frames {
+		if _, ok := sources[at].place[f.kind][f.sum]; ok {
+			continue
+		}
+		if at++; at == len(sources) {
+			t.Fatalf("frame %d of %d is of none: %+v", i, len(frames), f)
+		}
+		sources[at-1].require(t, fmt.Sprintf("publisher %d", at), frames[from:i], 25, rules{})
+		from = i
+	}
+	if at != len(sources)-1 {
+		t.Fatalf("the player saw %d publishers", at+1)
+	}
+	sources[at].require(t, fmt.Sprintf("publisher %d", at+1), frames[from:], 25, rules{})
+	last := map[media.Kind]uint32{}
+	for i, f := range frames {
+		if before, ok := last[f.kind]; ok && (int32(f.time-before) <= 0 || f.time-before > 2*seam) {
+			t.Errorf("frame %d of %d: %v at %d ms after %d ms", i, len(frames), f.kind, f.time, before)
+		}
+		last[f.kind] = f.time
+	}
+}
