@@ -88,7 +88,7 @@ func (c *Client) Claim(ctx context.Context, cl Claim) (Lease, error) {
 	var l Lease
 	err := c.call(ctx, "claim", http.MethodPost, "/api/v1/leases/claim", claimJSON{
 		Stream: cl.Stream, Node: cl.Node, Instance: cl.Instance, Addr: cl.Addr,
-		TTLms: cl.TTL.Milliseconds(), Replace: cl.Replace, Publisher: cl.Publisher, Held: cl.Held,
+		TTLms: cl.TTL.Milliseconds(), Replace: cl.Replace, Publisher: cl.Publisher, Dead: cl.Dead, Held: cl.Held,
 	}, &l)
 	if err == nil && l.Stream != cl.Stream {
 		err = fmt.Errorf("%w: the answer is about another stream", ErrUnavailable)

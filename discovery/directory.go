@@ -124,6 +124,9 @@ type Claim struct {
 	// names the same, its owner has lost the publisher, and the stream goes over:
 	// nobody could know it better. Empty if not known.
 	Publisher string
+	// Dead is the epoch of a lease whose owner the claimant has found dead, or 0. If that
+	// is the lease in force, it goes over: of several who found so, to the first.
+	Dead uint64
 	// Held is the epoch of the lease that the claimant believes it has, or 0.
 	// A directory that lost its data keeps it if nobody else came between.
 	Held uint64
@@ -162,7 +165,7 @@ type Lost struct {
 // Leases is the ownership half of a directory.
 //
 // Claim gives the lease to a node if nobody holds the stream, or its holder has
-// marked it idle, or the publisher is the same, or Replace is set: that is a new
+// marked it idle, or the publisher is the same, or the owner is dead, or Replace is set: that is a new
 // ownership with a new epoch.
 // The holder itself (same node and instance) keeps its epoch, so a claim may be
 // repeated. The same node with another instance is a restart: it gets a new

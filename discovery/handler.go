@@ -195,7 +195,7 @@ func (h *handler) claim(r *http.Request) (any, error) {
 	}
 	return h.cfg.Engine.Claim(r.Context(), Claim{
 		Stream: w.Stream, Node: w.Node, Instance: w.Instance, Addr: w.Addr, TTL: ttl, Replace: w.Replace, Publisher: w.Publisher,
-		Held: w.Held,
+		Dead: w.Dead, Held: w.Held,
 	})
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"sync"
 	"time"
 
@@ -30,8 +31,11 @@ type HolderConfig struct {
 	// OnKicked is told that an operator ended the ownership of a stream that was held
 	// here: its publisher is to be cut. As for OnLost; may be nil.
 	OnKicked func(k Kicked)
-	Logger   *slog.Logger // may be nil
-	Metrics  *metrics.Set // may be nil; one Holder to a set
+	// Dial is how the Holder finds out whether an owner that is in the way of a claim is
+	// dead, in which case it need not wait for the end of its lease. nil: it waits.
+	Dial    func(ctx context.Context, network, addr string) (net.Conn, error)
+	Logger  *slog.Logger // may be nil
+	Metrics *metrics.Set // may be nil; one Holder to a set
 }
 
 // Holder keeps the leases of an origin's streams: it claims them, renews them all
@@ -80,7 +84,7 @@ type holding struct {
 }
 
 type holderMetrics struct {
-	provisional, lost, kicked *metrics.Counter
+	provisional, lost, kicked, dead *metrics.Counter
 }
 
 // ClaimOptions are the choices of a claim.
@@ -111,6 +115,7 @@ func NewHolder(dir Directory, cfg HolderConfig) *Holder {
 			provisional: cfg.Metrics.NewCounter(`weir_discovery_provisional_claims_total`),
 			lost:        cfg.Metrics.NewCounter(`weir_discovery_leases_lost_total`),
 			kicked:      cfg.Metrics.NewCounter(`weir_discovery_leases_kicked_total`),
+			dead:        cfg.Metrics.NewCounter(`weir_discovery_dead_owners_total`),
 		},
 		wake: make(chan struct{}, 1),
 		thaw: make(chan struct{}, 1),
@@ -149,7 +154,8 @@ func (h *Holder) Err() error {
 
 // Claim takes the lease of a stream for this node, or confirms it and ends its
 // idle time. The error is a *ConflictError if another node holds it; then this
-// node does not, and if it did before, OnLost has been told. If the directory is
+// node does not, and if it did before, OnLost has been told. An owner that is dead is
+// none (see HolderConfig.Dial). If the directory is
 // unavailable the lease is granted provisionally, unless this node has learned of
 // an owner whose lease has not run out yet. Other errors are refusals (ErrFull,
 // ErrInvalid, a wrong token) and the end of ctx.
@@ -190,6 +196,13 @@ func (h *Holder) claim(ctx context.Context, stream string, opts ClaimOptions) (l
 	}
 	lease, err := h.dir.Claim(ctx, c)
 	var conflict *ConflictError
+	if errors.As(err, &conflict) && h.dead(ctx, conflict.Lease, true) {
+		c.Dead = conflict.Lease.Epoch
+		asked = time.Now()
+		if l, again := h.dir.Claim(ctx, c); !errors.Is(again, ErrInvalid) { // a server of before knows no such claim
+			lease, err = l, again
+		}
+	}
 	switch {
 	case ctx.Err() != nil && err != nil:
 		return Lease{}, nil, fmt.Errorf("claim stream %s: %w", stream, context.Cause(ctx))
@@ -226,7 +239,8 @@ func (h *Holder) claim(ctx context.Context, stream string, opts ClaimOptions) (l
 	if lease.Epoch == 0 {
 		owner, ok := h.resolver.known(stream)
 		same := opts.Publisher != "" && owner.Publisher == opts.Publisher
-		if ok && !opts.Replace && !owner.Idle && !same && time.Now().Before(owner.Expires) && owner.Instance != c.Instance {
+		if ok && !opts.Replace && !owner.Idle && !same && time.Now().Before(owner.Expires) && owner.Instance != c.Instance &&
+			!h.dead(ctx, owner, false) {
 			return Lease{}, nil, &ConflictError{Lease: owner}
 		}
 		h.mu.Lock()

@@ -205,6 +205,8 @@ func (m *Memory) claim(c Claim) (Lease, []change, error) {
 		cause = "claimed while idle"
 	case c.Publisher != "" && c.Publisher == cur.Publisher:
 		cause = "same publisher"
+	case c.Dead != 0 && c.Dead == cur.Epoch:
+		cause = "owner dead"
 	case c.Replace:
 		cause = "replaced"
 	default:

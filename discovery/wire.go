@@ -96,6 +96,7 @@ type claimJSON struct {
 	TTLms     int64  `json:"ttl_ms,omitempty"`
 	Replace   bool   `json:"replace,omitempty"`
 	Publisher string `json:"publisher,omitempty"`
+	Dead      uint64 `json:"dead,omitempty"`
 	Held      uint64 `json:"held,omitempty"`
 }
 

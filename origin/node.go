@@ -126,7 +126,7 @@ func Run(ctx context.Context, cfg Config, opt NodeOptions) error {
 	}
 	meter = load.NewNode(load.NodeOptions{Config: cfg.Load, Process: measured, Log: log, Set: set})
 	holder := discovery.NewHolder(directory, discovery.HolderConfig{
-		Config: cfg.Discovery, Self: self, OnLost: o.Lost, OnKicked: o.Kicked, Logger: log, Metrics: set,
+		Config: cfg.Discovery, Self: self, OnLost: o.Lost, OnKicked: o.Kicked, Dial: new(net.Dialer).DialContext, Logger: log, Metrics: set,
 		Node: now, Now: meter.Jumps(),
 	})
 	o.SetOwner(holder)

@@ -43,6 +43,7 @@ func Run(t *testing.T, races int, open func(t *testing.T) Engine) {
 	}{
 		{"life of an ownership", life},
 		{"taking over", takingOver},
+		{"owners found dead", dead},
 		{"what is restored", restored},
 		{"later epoch wins", laterEpoch},
 		{"claims that say what they held", held},
@@ -222,6 +223,49 @@ func takingOver(t *testing.T, d Engine) {
 		wantLost(t, d, renewalBy(selfA, a)) // of none that can prove it
 	}, func(c *discovery.Claim) { c.Publisher = "p1" }, false)
 	f("restarted node", nil, func(c *discovery.Claim) { c.Node, c.Instance, c.Addr = "a", "a2", addrA }, true)
+}
+
+// dead: whoever has found the owner dead gets the stream, if that owner is it still,
+// and of several one.
+func dead(t *testing.T, d Engine) {
+	a := mustClaim(t, d, claimBy(selfA, demo))
+	c := claimBy(selfB, demo)
+	c.Dead = a.Epoch - 1 // an earlier one
+	_, err := d.Claim(t.Context(), c)
+	wantConflict(t, err, "a")
+	c.Dead = a.Epoch
+	b := mustClaim(t, d, c)
+	if b.Epoch <= a.Epoch {
+		t.Errorf("epoch went from %d to %d", a.Epoch, b.Epoch)
+	}
+	late := claimBy(discovery.Self{Node: "c", Instance: "c1", Addr: addrA}, demo)
+	late.Dead = a.Epoch
+	_, err = d.Claim(t.Context(), late)
+	wantConflict(t, err, "b")
+	wantLost(t, d, renewalBy(selfA, a), "b") // it was alive
+
+	for n := range 20 {
+		stream := fmt.Sprintf("v/dead/%d", n)
+		a := mustClaim(t, d, claimBy(selfA, stream))
+		var won atomic.Int32
+		var wg sync.WaitGroup
+		for i := range 8 {
+			wg.Go(func() {
+				c := claimBy(discovery.Self{Node: fmt.Sprintf("n%d", i), Instance: "1", Addr: addrB}, stream)
+				c.Dead = a.Epoch
+				_, err := d.Claim(t.Context(), c)
+				if err == nil {
+					won.Add(1)
+				} else if !errors.As(err, new(*discovery.ConflictError)) {
+					t.Errorf("Claim: %v", err)
+				}
+			})
+		}
+		wg.Wait()
+		if n := won.Load(); n != 1 {
+			t.Fatalf("%d have got the stream of a dead owner", n)
+		}
+	}
 }
 
 func restored(t *testing.T, d Engine) {

@@ -235,6 +235,8 @@ func (d *Directory) Claim(ctx context.Context, c discovery.Claim) (discovery.Lea
 			got.Epoch, cause = s.next(now), "claimed while idle"
 		case c.Publisher != "" && c.Publisher == cur.Publisher:
 			got.Epoch, cause = s.next(now), "same publisher"
+		case c.Dead != 0 && c.Dead == cur.Epoch:
+			got.Epoch, cause = s.next(now), "owner dead"
 		case c.Replace:
 			got.Epoch, cause = s.next(now), "replaced"
 		default:
