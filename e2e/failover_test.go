@@ -243,6 +243,7 @@ type theatre struct {
 	edges     [2]*node
 	show      *show
 	audience  []*watcher
+	let       []time.Duration // from each kill until a publisher at the origins was let in again
 }
 
 // noHLS is for frames that no decoder knows.
@@ -339,6 +340,7 @@ func (h *theatre) killOwner(forwarded bool) []time.Duration {
 		h.show.mu.Lock()
 		let := h.show.began[run].Sub(from)
 		h.show.mu.Unlock()
+		h.let = append(h.let, let)
 		for k := range waits {
 			waits[k] -= let
 		}
@@ -381,6 +383,12 @@ func TestFailover(t *testing.T) {
 				t.Logf("players waited for %v at the median, %v at most", quantile(waits, 0.5), quantile(waits, 1))
 			}
 			h.close()
+			for _, d := range h.let {
+				// The dead owner's lease would have lasted for two thirds of its time at least.
+				if d > 3*time.Second {
+					t.Errorf("the publisher was let in again after %v", d)
+				}
+			}
 		})
 	}
 	f("publisher at an edge", atEdge, true)
@@ -452,6 +460,10 @@ func BenchmarkFailover(b *testing.B) {
 			b.ReportMetric(float64(quantile(all, 0.5).Milliseconds()), "ms-p50")
 			b.ReportMetric(float64(quantile(all, 0.99).Milliseconds()), "ms-p99")
 			b.ReportMetric(float64(quantile(all, 1).Milliseconds()), "ms-max")
+			if h.let != nil {
+				b.ReportMetric(float64(quantile(h.let, 0.5).Milliseconds()), "ms-let-in-p50")
+				b.ReportMetric(float64(quantile(h.let, 1).Milliseconds()), "ms-let-in-max")
+			}
 		})
 	}
 	f("edge", atEdge, true)
