@@ -249,7 +249,7 @@ const (
 
 // EtcdOpener opens the engine of package discovery/etcd, which this package does
 // not import so that what needs no etcd has none.
-type EtcdOpener func(cfg EtcdConfig, limits MemoryConfig, log *slog.Logger) (RemoteEngine, error)
+type EtcdOpener func(cfg EtcdConfig, limits MemoryConfig, log *slog.Logger, set *metrics.Set) (RemoteEngine, error)
 
 // Configured reports whether c names a directory that the node shares with others.
 func (c Config) Configured() bool { return c.Engine != "" || len(c.URLs)+len(c.Peers) > 0 }
@@ -265,7 +265,7 @@ func (c Config) Open(self Self, etcd EtcdOpener, log *slog.Logger, set *metrics.
 	case c.Engine == EngineEtcd && etcd == nil:
 		return nil, errors.New("open directory: this program has no etcd")
 	case c.Engine == EngineEtcd:
-		d, err := etcd(c.Etcd, MemoryConfig{LeaseTTL: c.LeaseTTL, NodeTTL: DefaultServerConfig().NodeTTL}, log)
+		d, err := etcd(c.Etcd, MemoryConfig{LeaseTTL: c.LeaseTTL, NodeTTL: DefaultServerConfig().NodeTTL}, log, set)
 		if err != nil {
 			return nil, fmt.Errorf("open directory: %w", err)
 		}

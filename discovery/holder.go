@@ -69,6 +69,7 @@ type Holder struct {
 	mu       sync.Mutex // guards all below; not held during calls
 	held     map[string]*holding
 	busy     map[string]chan struct{} // streams with a call under way; closed at its end
+	doubts   map[string]struct{}      // streams; see doubt
 	epochs   epochClock
 	kicks    kicks // heard of lately, and bans
 	renewing int   // renewals under way
@@ -120,7 +121,7 @@ func NewHolder(dir Directory, cfg HolderConfig) *Holder {
 		wake: make(chan struct{}, 1),
 		thaw: make(chan struct{}, 1),
 		held: make(map[string]*holding),
-		busy: make(map[string]chan struct{}), kicks: make(kicks),
+		busy: make(map[string]chan struct{}), kicks: make(kicks), doubts: make(map[string]struct{}),
 	}
 	cfg.Metrics.NewGauge(`weir_discovery_leases_held`, func() float64 {
 		h.mu.Lock()
@@ -205,6 +206,7 @@ func (h *Holder) claim(ctx context.Context, stream string, opts ClaimOptions) (l
 	}
 	switch {
 	case ctx.Err() != nil && err != nil:
+		h.doubt(stream)
 		return Lease{}, nil, fmt.Errorf("claim stream %s: %w", stream, context.Cause(ctx))
 	case err == nil:
 		h.reached(nil)
@@ -398,13 +400,15 @@ func (h *Holder) markDirty(e *holding) {
 }
 
 // Release gives a held stream up. It is no longer held when Release returns, also
-// with an error; if the directory could not be told, the lease ends with its TTL.
+// with an error; if the directory could not be told, Run tells it later, unless the
+// lease has ended by then.
 // Streams that are not held are ignored.
 func (h *Holder) Release(ctx context.Context, stream string) error {
 	done, err := h.begin(ctx, stream)
 	if err != nil {
 		// Somebody else is at it; at least do not renew it.
 		h.letGo(stream)
+		h.doubt(stream)
 		h.resolver.followers.deliver()
 		return fmt.Errorf("release stream %s: %w", stream, err)
 	}
@@ -417,6 +421,9 @@ func (h *Holder) Release(ctx context.Context, stream string) error {
 	err = h.dir.Release(ctx, e.lease)
 	var conflict *ConflictError
 	if !errors.As(err, &conflict) {
+		if err != nil {
+			h.doubt(stream)
+		}
 		return err
 	}
 	if now := conflict.Lease; now.Node != e.lease.Node || now.Instance != e.lease.Instance {
@@ -426,6 +433,9 @@ func (h *Holder) Release(ctx context.Context, stream string) error {
 	// A claim of ours was granted, but its answer was lost.
 	if err = h.dir.Release(ctx, conflict.Lease); errors.As(err, &conflict) {
 		return nil
+	}
+	if err != nil {
+		h.doubt(stream)
 	}
 	return err
 }

@@ -27,7 +27,11 @@ func (h *Holder) renewals(ctx context.Context) {
 				h.renew(ctx, true)
 			}
 		case <-timer.C:
-			if ok := h.renew(ctx, false); !ok && hurry > 0 {
+			ok := h.renew(ctx, false)
+			if ok {
+				h.settleDoubts(ctx)
+			}
+			if !ok && hurry > 0 {
 				hurry--
 				timer.Reset(thawPause)
 				continue

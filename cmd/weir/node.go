@@ -11,6 +11,7 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/VictoriaMetrics/metrics"
 	"github.com/urfave/cli/v2"
 
 	"weir/configs"
@@ -249,8 +250,8 @@ func discoveryCommand(child *worker.Child) *cli.Command {
 }
 
 // openEtcd is the EtcdOpener of all nodes: only this package knows the engine.
-func openEtcd(cfg discovery.EtcdConfig, limits discovery.MemoryConfig, log *slog.Logger) (discovery.RemoteEngine, error) {
-	d, err := etcd.Open(cfg, limits, log)
+func openEtcd(cfg discovery.EtcdConfig, limits discovery.MemoryConfig, log *slog.Logger, set *metrics.Set) (discovery.RemoteEngine, error) {
+	d, err := etcd.Open(cfg, limits, log, set)
 	if err != nil {
 		return nil, err // a nil *etcd.Directory would not be a nil RemoteEngine
 	}

@@ -105,7 +105,7 @@ func openAt(t *testing.T, c *etcdtest.Cluster, prefix string, change ...func(*di
 	if err := cfg.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	d, err := Open(cfg, discovery.DefaultServerConfig().Memory(), nil)
+	d, err := Open(cfg, discovery.DefaultServerConfig().Memory(), nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

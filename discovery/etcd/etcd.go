@@ -31,6 +31,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/VictoriaMetrics/metrics"
 	"github.com/cespare/xxhash/v2"
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -58,6 +59,7 @@ type Directory struct {
 	timeout time.Duration
 	limits  discovery.MemoryConfig
 	log     *slog.Logger
+	set     *metrics.Set
 
 	mu sync.Mutex // guards all below
 	// alive is when the etcd lease of an owner was prolonged last by this process.
@@ -78,10 +80,14 @@ var quiet = zap.NewNop()
 const epochMemory = 10 * time.Minute
 
 // Open connects to etcd. It does not wait for it: calls fail while it is away. The
-// limits' zero values are no limits. log may be nil. Close it at the end.
-func Open(cfg discovery.EtcdConfig, limits discovery.MemoryConfig, log *slog.Logger) (*Directory, error) {
+// limits' zero values are no limits. It counts in set what Memory counts, but for what
+// etcd does by itself. log and set may be nil. Close it at the end.
+func Open(cfg discovery.EtcdConfig, limits discovery.MemoryConfig, log *slog.Logger, set *metrics.Set) (*Directory, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
+	}
+	if set == nil {
+		set = metrics.NewSet()
 	}
 	secure, err := tlsConfig(cfg.TLS)
 	if err != nil {
@@ -98,7 +104,7 @@ func Open(cfg discovery.EtcdConfig, limits discovery.MemoryConfig, log *slog.Log
 		return nil, fmt.Errorf("open etcd: %w", err)
 	}
 	return &Directory{
-		cli: cli, prefix: strings.TrimRight(cfg.Prefix, "/") + "/", timeout: cfg.Timeout, limits: limits, log: log,
+		cli: cli, prefix: strings.TrimRight(cfg.Prefix, "/") + "/", timeout: cfg.Timeout, limits: limits, log: log, set: set,
 		alive: make(map[clientv3.LeaseID]time.Time),
 	}, nil
 }
@@ -212,6 +218,14 @@ func (d *Directory) wrap(ctx context.Context, err error) error {
 		return fmt.Errorf("%w: etcd: %w", discovery.ErrRefused, err)
 	}
 	return fmt.Errorf("%w: etcd: %w", discovery.ErrUnavailable, err)
+}
+
+func (d *Directory) claimed(result string) {
+	d.set.GetOrCreateCounter(fmt.Sprintf(`weir_discovery_claims_total{result=%q}`, result)).Inc()
+}
+
+func (d *Directory) renewed(result string, leases int) {
+	d.set.GetOrCreateCounter(fmt.Sprintf(`weir_discovery_renewals_total{result=%q}`, result)).Add(leases)
 }
 
 func (d *Directory) streamKey(stream string) string { return d.prefix + "s/" + stream }

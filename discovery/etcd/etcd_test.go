@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/VictoriaMetrics/metrics"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"weir/discovery"
@@ -320,18 +322,18 @@ func TestOpenRefuses(t *testing.T) {
 	cfg := discovery.DefaultEtcdConfig()
 	cfg.Endpoints = []string{"http://127.0.0.1:1"}
 	cfg.TLS.CA = filepath.Join(t.TempDir(), "none.pem")
-	if _, err := Open(cfg, discovery.MemoryConfig{}, nil); !errors.Is(err, os.ErrNotExist) {
+	if _, err := Open(cfg, discovery.MemoryConfig{}, nil, nil); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a CA that is not there: %v", err)
 	}
 	if err := os.WriteFile(cfg.TLS.CA, []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(cfg, discovery.MemoryConfig{}, nil); err == nil {
+	if _, err := Open(cfg, discovery.MemoryConfig{}, nil, nil); err == nil {
 		t.Error("a CA that is none is taken")
 	}
 	// Nobody listens: no call hangs.
 	cfg.TLS.CA, cfg.Timeout = "", 300*time.Millisecond
-	d, err := Open(cfg, discovery.MemoryConfig{}, nil)
+	d, err := Open(cfg, discovery.MemoryConfig{}, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -413,4 +415,75 @@ func TestTwoDiscoveryServers(t *testing.T) {
 		t.Error("a was not told that b has its stream")
 	}
 	dirtest.Rivals(t, 100, one, two)
+}
+
+// A directory that is full says so, and what was done is counted.
+func TestLimitsAndCounters(t *testing.T) {
+	c := shared.get(t)
+	set := metrics.NewSet()
+	cfg := discovery.DefaultEtcdConfig()
+	cfg.Endpoints, cfg.Prefix, cfg.Timeout = c.Endpoints(), "/limits/", 5*time.Second
+	limits := discovery.DefaultServerConfig().Memory()
+	limits.MaxStreams, limits.MaxNodes = 2, 2
+	d, err := Open(cfg, limits, nil, set)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	claim := func(n int, node string) (discovery.Lease, error) {
+		return d.Claim(t.Context(), discovery.Claim{Stream: fmt.Sprintf("v/live/%d", n), Node: node, Instance: "1", Addr: addrA, TTL: time.Minute})
+	}
+	beat := func(id string) error {
+		return d.Heartbeat(t.Context(), discovery.Node{ID: id, Instance: "1", Role: discovery.RoleOrigin, State: discovery.StateUp, Addr: addrA, TTL: time.Minute})
+	}
+	var leases []discovery.Held
+	for i := range 2 {
+		l, err := claim(i, "a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		leases = append(leases, discovery.Held{Stream: l.Stream, Epoch: l.Epoch})
+		if err := beat(fmt.Sprint("n", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := claim(2, "a"); !errors.Is(err, discovery.ErrFull) {
+		t.Errorf("a third stream: %v", err)
+	}
+	if err := beat("n2"); !errors.Is(err, discovery.ErrFull) {
+		t.Errorf("a third node: %v", err)
+	}
+	if err := beat("n1"); err != nil { // it is there
+		t.Error(err)
+	}
+	if _, err := claim(0, "a"); err != nil {
+		t.Error(err)
+	}
+	if _, err := claim(0, "b"); err == nil {
+		t.Error("b has a's stream")
+	}
+	leases = append(leases, discovery.Held{Stream: "v/live/9", Epoch: 0})
+	if _, err := d.Renew(t.Context(), discovery.Renewal{Node: "a", Instance: "1", Addr: addrA, TTL: time.Minute, Leases: leases}); err != nil {
+		t.Error(err)
+	}
+	if _, err := d.Kick(t.Context(), discovery.Kick{Stream: "v/live/0", Ban: time.Minute}); err != nil {
+		t.Error(err)
+	}
+	if _, err := claim(0, "a"); !errors.As(err, new(*discovery.BannedError)) {
+		t.Errorf("a claim of a banned stream: %v", err)
+	}
+	var got strings.Builder
+	set.WritePrometheus(&got)
+	want := `weir_discovery_claims_total{result="banned"} 1
+weir_discovery_claims_total{result="conflict"} 1
+weir_discovery_claims_total{result="full"} 1
+weir_discovery_claims_total{result="granted"} 2
+weir_discovery_claims_total{result="kept"} 1
+weir_discovery_kicks_total 1
+weir_discovery_renewals_total{result="kept"} 2
+weir_discovery_renewals_total{result="lost"} 1
+`
+	if got.String() != want {
+		t.Errorf("counted\n%s\nwant\n%s", got.String(), want)
+	}
 }

@@ -51,6 +51,7 @@ func (d *Directory) Kick(ctx context.Context, k discovery.Kick) (discovery.Kicke
 	if before != nil {
 		d.changed("kicked", discovery.Lease{Stream: k.Stream, Epoch: before.Epoch}, before)
 	}
+	d.set.GetOrCreateCounter(`weir_discovery_kicks_total`).Inc()
 	d.log.Info("stream kicked", "stream", k.Stream, "node", done.Owner, "epoch", done.Epoch, "ban", k.Ban.String(), "reason", k.Reason)
 	return done, nil
 }

@@ -246,6 +246,14 @@ func (d *Directory) Claim(ctx context.Context, c discovery.Claim) (discovery.Lea
 		if err := d.put(ctx, s, got, ttl); err != nil {
 			return err
 		}
+		switch {
+		case cause == "":
+			d.claimed("kept")
+		case cur == nil:
+			d.claimed("granted")
+		default:
+			d.claimed("taken_over")
+		}
 		if cause != "" {
 			d.changed(cause, got, cur)
 		}
@@ -253,12 +261,15 @@ func (d *Directory) Claim(ctx context.Context, c discovery.Claim) (discovery.Lea
 	})
 	switch {
 	case errors.Is(err, discovery.ErrFull):
+		d.claimed("full")
 		return discovery.Lease{}, fmt.Errorf("claim stream %s: %w", c.Stream, err)
 	case err != nil:
 		return discovery.Lease{}, fmt.Errorf("claim stream %s: %w", c.Stream, d.wrap(ctx, err))
 	case banned != nil:
+		d.claimed("banned")
 		return discovery.Lease{}, &discovery.BannedError{Kicked: *banned}
 	case conflict:
+		d.claimed("conflict")
 		return discovery.Lease{}, &discovery.ConflictError{Lease: owner}
 	}
 	return got, nil
@@ -352,12 +363,14 @@ func (d *Directory) Renew(ctx context.Context, r discovery.Renewal) ([]discovery
 		})
 	}
 	err := g.Wait()
+	d.renewed("kept", len(r.Leases)-len(differ))
 	var out []discovery.Lost
 	for _, l := range lost {
 		if l != nil {
 			out = append(out, *l)
 		}
 	}
+	d.renewed("lost", len(out))
 	if err != nil {
 		return out, fmt.Errorf("renew leases: %w", d.wrap(ctx, err))
 	}
@@ -392,6 +405,11 @@ func (d *Directory) renew(ctx context.Context, r discovery.Renewal, h discovery.
 	}
 	if cause != "" {
 		d.changed(cause, want, cur)
+	}
+	if cause == "restored" {
+		d.renewed("restored", 1)
+	} else {
+		d.renewed("kept", 1)
 	}
 	return nil, nil
 }

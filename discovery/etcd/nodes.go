@@ -55,7 +55,11 @@ func (d *Directory) Heartbeat(ctx context.Context, n discovery.Node) error {
 	}
 	ctx, cancel := d.bound(ctx)
 	defer cancel()
-	if err := retry(ctx, func() error { return d.heartbeat(ctx, n) }); err != nil {
+	err := retry(ctx, func() error { return d.heartbeat(ctx, n) })
+	switch {
+	case errors.Is(err, discovery.ErrFull):
+		return fmt.Errorf("take heartbeat of node %s: %w", n.ID, err)
+	case err != nil:
 		return fmt.Errorf("take heartbeat of node %s: %w", n.ID, d.wrap(ctx, err))
 	}
 	return nil
@@ -80,6 +84,15 @@ func (d *Directory) heartbeat(ctx context.Context, n discovery.Node) error {
 		if old, when, err = nodeOf(n.ID, kv.Value); err == nil && clientv3.LeaseID(kv.Lease) == lease && !n.Differs(old) &&
 			(maps.Equal(n.Load, old.Load) || now.Sub(time.UnixMilli(when.At)).Abs() < writeLoadEvery) {
 			return nil
+		}
+	}
+	if rev == 0 && d.limits.MaxNodes > 0 {
+		r, err := d.cli.Get(ctx, d.nodeKey(""), clientv3.WithPrefix(), clientv3.WithCountOnly())
+		if err != nil {
+			return err
+		}
+		if r.Count >= int64(d.limits.MaxNodes) { // some may come between this and the write
+			return fmt.Errorf("%w: %d nodes", discovery.ErrFull, d.limits.MaxNodes)
 		}
 	}
 	value, err := json.Marshal(nodeRecord{n.Instance, n.Role, n.Addr, n.State, n.Load, n.Labels, n.Version, n.TTL.Milliseconds(), now.UnixMilli()})

@@ -106,7 +106,7 @@ func open(cfg Config, o Options, set *metrics.Set) (e discovery.Engine, checks [
 	if o.Etcd == nil {
 		return nil, nil, nil, errors.New("engine: this program has no etcd")
 	}
-	remote, err := o.Etcd(cfg.ServerConfig.Etcd, cfg.Memory(), o.Log)
+	remote, err := o.Etcd(cfg.ServerConfig.Etcd, cfg.Memory(), o.Log, set)
 	if err != nil {
 		return nil, nil, nil, err
 	}
