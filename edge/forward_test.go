@@ -558,3 +558,32 @@ func TestForwardLeavesAnOrphan(t *testing.T) {
 	f("nobody has it", false)
 	f("it is back", true)
 }
+
+// The directory tells of a kick while the upstream, which is frozen, takes what it is
+// sent: the publisher is ended, unless its ownership began later.
+func TestForwardHearsOfAKick(t *testing.T) {
+	dir := newRemote()
+	a, b := newUpstream(t, "a"), newUpstream(t, "b")
+	e := startEdge(t, "edge", quick().upstreams(a.rtmp, b.rtmp), dir)
+	dir.own(t, demo, a)
+	lease, err := dir.engine.Lookup(t.Context(), demo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := encoderAt(t, e.point, "demo")
+	encode(t, c, 0, 2)
+	a.awaitFrame(t, demo, 1)
+	e.edge.kicked(discovery.Kicked{Stream: demo, Epoch: lease.Epoch - 1})
+	e.edge.kicked(discovery.Kicked{Stream: "v/live/other", Epoch: lease.Epoch})
+	encode(t, c, 2, 4)
+	a.awaitFrame(t, demo, 3)
+	e.edge.kicked(discovery.Kicked{Stream: demo, Epoch: lease.Epoch + 1})
+	within(t, "end", func() { <-c.Done() })
+	if got := code(c.Err()); !strings.HasPrefix(got, rtmp.CodePublishDenied) {
+		t.Errorf("the encoder was told %s", got)
+	}
+	e.awaitSessions(t, "publish", 0)
+	if n := len(b.published()); n != 0 {
+		t.Errorf("it was sent to another upstream %d times", n)
+	}
+}
