@@ -87,12 +87,13 @@ func kicks(t *testing.T, d Engine) {
 	wantKicked(t, d, selfB, b, "spam")
 	wantKicked(t, d, selfA, discovery.Lease{Stream: demo, Epoch: k.Epoch + 1e6}, "spam")
 	wantOwner(t, d, demo, "")
-	mustClaim(t, d, claimBy(selfA, "v/live/other"))
-	w.want(t, fmt.Sprintf("v/live/other a %d %s idle=false", wantOwner(t, d, "v/live/other", "a").Epoch, addrA.RTMP))
+	wasOther := mustClaim(t, d, claimBy(selfA, "v/live/other"))
+	w.want(t, fmt.Sprintf("v/live/other a %d %s idle=false", wasOther.Epoch, addrA.RTMP))
+	other := mustKick(t, d, discovery.Kick{Stream: "v/live/other"})
+	w.want(t, say(other), fmt.Sprintf("ended v/live/other %d", wasOther.Epoch))
 	stop()
 
 	// Whoever begins to watch is told of bans, and only of those.
-	mustKick(t, d, discovery.Kick{Stream: "v/live/other"})
 	w.mark = ""
 	stop = w.watch(t, d)
 	defer stop()

@@ -131,6 +131,8 @@ func (d *Directory) follow(ctx context.Context, role discovery.Role, name string
 			}
 		case r, ok := <-changes:
 			switch err := r.Err(); {
+			case ctx.Err() != nil: // which ends the watch, too
+				return context.Cause(ctx)
 			case errors.Is(err, rpctypes.ErrCompacted):
 				return errNotSince
 			case err != nil:
