@@ -9,7 +9,6 @@ import (
 
 	"weir/internal/rtmp"
 	"weir/internal/session"
-	"weir/internal/vhost"
 )
 
 // carry takes an encoder that came to the wrong origin to the owner of its stream,
@@ -19,9 +18,6 @@ func (o *Origin) carry(ctx context.Context, s *session.Publisher, to *session.Re
 	cfg := rtmp.DefaultClientConfig()
 	cfg.Node, cfg.Publisher = o.node, rand.Text()
 	u := rtmp.URL{Addr: to.RTMP, TcURL: "rtmp://" + to.RTMP + "/" + s.Target.Key.App, App: s.Target.Key.App, Name: s.Target.Key.Name}
-	if v := s.Target.Key.Vhost; v != vhost.DefaultName {
-		u.TcURL += "?vhost=" + v
-	}
 	if q := s.Target.KeptQuery(); q != "" {
 		u.Name += "?" + q
 	}

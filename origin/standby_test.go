@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"weir/configs"
 	"weir/discovery"
 	"weir/internal/media"
 	"weir/internal/rtmp"
@@ -344,4 +345,21 @@ func TestStandbyIsCarried(t *testing.T) {
 // gauge returns the value of a gauge.
 func (s *site) gauge(name string) float64 {
 	return s.set.GetOrCreateGauge(name, nil).Get()
+}
+
+// The owner gets the encoder's vhost and key.
+func TestStandbyIsCarriedWithItsQuery(t *testing.T) {
+	cfg := standing(time.Minute)
+	v := cfg.Vhosts[vhost.DefaultName]
+	v.Publish.Keys = []configs.Secret{"secret"}
+	cfg.Vhosts["tenant.test"] = v
+	dir := newMemory()
+	a, b := start(t, "a", cfg, dir), start(t, "b", cfg, dir)
+	const name = "demo?vhost=tenant.test&key=secret"
+	encodes(t, a.mustPublish(name), "alice", 0)
+	encodes(t, b.mustPublish(name), "carol", 0)
+	a.standsBy(true)
+	if l, err := dir.Lookup(t.Context(), "tenant.test/live/demo"); err != nil || l.Node != "a" {
+		t.Errorf("owner %+v, %v", l, err)
+	}
 }
