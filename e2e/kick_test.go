@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"weir/discovery/etcd/etcdtest"
 	"weir/internal/rtmp"
 )
 
@@ -110,4 +111,50 @@ func TestKick(t *testing.T) {
 	origins[0].awaitSessions("publish", demo, 0)
 	publishClip(t, origins[1].rtmpURL("live/demo"))
 	playFLV(t, edge.httpURL("live/demo.flv"), "").await(25, 0)
+}
+
+// With the directory in etcd and no discovery server: an encoder whose origin is killed
+// is let in by the other one at once, again and again, and a ban holds at every node.
+func TestDeadOwnersAndBansInEtcd(t *testing.T) {
+	t.Parallel()
+	c := etcdtest.Start(t, t.TempDir())
+	t.Cleanup(c.Stop) // after the nodes
+	h := openTheatreAt(t, "discovery: {engine: etcd, etcd: "+etcdOf(c)+"}\n", 6, atOrigins)
+	for range 3 {
+		h.killOwner(false)
+	}
+	h.close()
+	t.Logf("the publisher was let in again after %v", h.let)
+	for _, d := range h.let {
+		if d > 3*time.Second { // etcd keeps leases for 5 s, from up to 1.7 s before
+			t.Errorf("the publisher was let in again after %v", d)
+		}
+	}
+	const ban = 3 * time.Second
+	from := time.Now()
+	if r := h.edges[0].kick("--ban", ban.String(), "--reason", "not your name"); r.code != 0 || !strings.Contains(r.stdout, "banned until") {
+		t.Fatalf("weir kick: exit code %d, %q, %s", r.code, r.stdout, r.stderr)
+	}
+	run := h.show.run.Load()
+	eventually(t, waitTimeout, "the publisher is refused at both origins", func() error {
+		refused := map[string]bool{}
+		for _, o := range h.origins {
+			if scrape(t, o.admin).sum("weir_refused_total", `reason="banned"`) > 0 {
+				refused[o.id] = true
+			}
+		}
+		if len(refused) < 2 {
+			return fmt.Errorf("it got %v", h.show.answers())
+		}
+		return nil
+	})
+	eventually(t, waitTimeout, "the publisher is back", func() error {
+		if h.show.run.Load() == run {
+			return fmt.Errorf("it got %v", h.show.answers())
+		}
+		return nil
+	})
+	if took := time.Since(from); took < ban-100*time.Millisecond { // by etcd's clock and ours
+		t.Errorf("the ban of %v was over after %v", ban, took)
+	}
 }
