@@ -117,3 +117,47 @@ func TestStandby(t *testing.T) {
 		last[f.kind] = f.time
 	}
 }
+
+// Both publishers are at an edge, and the origin that has them is killed: neither
+// encoder notices. One publishes at the other origin, and the other stands by there,
+// whichever came first; when the one is killed the other goes on.
+func TestStandbyOutlivesItsOrigin(t *testing.T) {
+	t.Parallel()
+	d := startDiscovery(t, "")
+	more := discoveryAt(d) + "vhosts: {__defaultVhost__: {publish: {on_conflict: standby, standby_after: 1s}}}\n"
+	var origins [2]*node
+	for i := range origins {
+		origins[i] = startOrigin(t, fmt.Sprintf("origin-%d", i), addresses{}, more)
+	}
+	edge := startEdge(t, "edge", 2, discoveryAt(d)+"play: {wait_publisher: 10s}\n")
+	one, two := clipSource(t), fileSource(t, file(t, otherFile))
+	encoders := map[*source]*process{one: publishClip(t, edge.rtmpURL("live/demo"))}
+	player := playFLV(t, edge.httpURL("live/demo.flv"), "")
+	one.await(t, player, 25)
+	owner := slices.IndexFunc(origins[:], func(o *node) bool { s, err := o.streams(demo); return err == nil && len(s) > 0 })
+	if owner < 0 {
+		t.Fatal("no origin has the stream")
+	}
+	encoders[two] = publish(t, file(t, otherFile), edge.rtmpURL("live/demo"))
+	origins[owner].hasStandby()
+	origins[owner].kill()
+	next := origins[1-owner]
+	next.hasStandby()
+	for _, p := range encoders {
+		if !p.running() {
+			t.Fatalf("%s has ended", p.name)
+		}
+	}
+	// Who publishes now is who the player sees.
+	player.await(50, player.videoFrames())
+	player.mu.Lock()
+	last := player.frames[len(player.frames)-1]
+	player.mu.Unlock()
+	now, then := one, two
+	if _, ok := two.place[last.kind][last.sum]; ok {
+		now, then = two, one
+	}
+	encoders[now].kill()
+	then.await(t, player, 50)
+	next.awaitMetric(1, "weir_standby_takeovers_total")
+}
