@@ -10,7 +10,7 @@ ARGS     ?=
 PACKAGES = $$($(GO) list ./... | grep -vE '/(e2e|chaos/wire|chaos/broken)$$')
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test test-go test-e2e test-chaos test-imports fuzz chaos all-chaos bench bench-go lint vet staticcheck fmt-check tools docs clip clean
+.PHONY: help build run test test-go test-e2e test-chaos test-imports fuzz chaos chaos-etcd bin/chaos all-chaos bench bench-go lint vet staticcheck fmt-check tools docs clip clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,7 +27,7 @@ test: ## Everything that must be green: tools, lint, import rules, tests with -r
 	@scripts/progress.sh imports  $(MAKE) --no-print-directory test-imports
 	@scripts/progress.sh go       $(MAKE) --no-print-directory test-go
 	@scripts/progress.sh e2e      $(MAKE) --no-print-directory test-e2e
-	@scripts/progress.sh chaos+fuzz $(MAKE) --no-print-directory -j2 --output-sync=target all-chaos fuzz
+	@scripts/progress.sh chaos+fuzz $(MAKE) --no-print-directory -j3 --output-sync=target all-chaos fuzz
 	@echo "make test: all green"
 
 test-go: ## Unit tests of all packages with the race detector, in random order
@@ -45,13 +45,19 @@ test-imports: ## Check the import rules: which package of ours may import which
 fuzz: ## Run each fuzz target for FUZZTIME (default 5s), behind whatever else runs
 	GO="$(GO)" nice -n 19 scripts/fuzz.sh $(FUZZTIME)
 
-chaos: build ## Run a cluster under faults for 60 s, as root, and check it (options in ARGS="-seed 7 -for 30m"; docs/chaos.md)
-	$(GO) build -o bin/chaos ./scripts/chaos
+chaos: bin/chaos ## Run a cluster under faults for 60 s, as root, and check it (options in ARGS="-seed 7 -for 30m"; docs/chaos.md)
 	bin/chaos $(ARGS)
 
-# They wait more than they work, so that fuzzing fits beside them.
+chaos-etcd: bin/chaos
+	bin/chaos -engine etcd -for 30s
+
+bin/chaos: build
+	$(GO) build -o bin/chaos ./scripts/chaos
+
+# They wait more than they work: the checker runs twice at the same time, and
+# fuzzing fits beside all of them.
 all-chaos: test-chaos
-	$(MAKE) --no-print-directory chaos
+	$(MAKE) --no-print-directory chaos chaos-etcd
 
 bench: build ## Measure what players cost an edge, in seven minutes, and write docs/performance-table.md (fewer players: BENCH_SCALE=25)
 	scripts/bench.sh $(ARGS) > docs/performance-table.md.new
