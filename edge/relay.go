@@ -157,6 +157,18 @@ func (r *relay) state() (flowing bool, epoch uint64, from string) {
 	return r.flowing, r.epoch, r.from
 }
 
+// stands reports whether there is a log of a stream for which there is no source now.
+func (e *Edge) stands(key string) bool {
+	e.mu.Lock()
+	r := e.relays[key]
+	e.mu.Unlock()
+	if r == nil {
+		return false
+	}
+	flowing, _, from := r.state()
+	return flowing && from == ""
+}
+
 func (r *relay) change(f func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -83,7 +83,7 @@ func (s *siblings) pull(ctx context.Context, t vhost.Target, via string) (pulled
 		if i == s.index {
 			return pulled{}, errOwnTurn
 		}
-		if !s.lives(ctx, i) {
+		if !s.lives(ctx, i, "") {
 			continue
 		}
 		q := url.Values{"key": {t.Key.String()}, "query": {t.Query}}
@@ -97,7 +97,7 @@ func (s *siblings) pull(ctx context.Context, t vhost.Target, via string) (pulled
 		})
 		switch {
 		case err == nil:
-		case ctx.Err() == nil && !s.lives(ctx, i): // it died meanwhile
+		case ctx.Err() == nil && !s.lives(ctx, i, ""): // it died meanwhile
 			continue
 		default:
 			return pulled{}, err
@@ -124,6 +124,7 @@ func (s *siblings) silence() time.Duration {
 // order.
 type watch struct {
 	s      *siblings
+	key    string
 	before []int // workers that would be better
 	found  atomic.Bool
 	act    func()
@@ -136,7 +137,7 @@ func (s *siblings) watch(key string, source int, act func()) *watch {
 		source = s.index
 	}
 	order := s.order(key)
-	w := &watch{s: s, before: order[:slices.Index(order, source)], act: act}
+	w := &watch{s: s, key: key, before: order[:slices.Index(order, source)], act: act}
 	if len(w.before) > 0 {
 		s.mu.Lock()
 		s.watches[w] = struct{}{}
@@ -162,18 +163,27 @@ func (s *siblings) look(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
+			s.lookOnce(ctx)
 		}
-		s.mu.Lock()
-		wanted := map[int]bool{}
-		for w := range s.watches {
-			for _, i := range w.before {
-				wanted[i] = true
-			}
+	}
+}
+
+func (s *siblings) lookOnce(ctx context.Context) {
+	wanted := map[int][]*watch{}
+	s.mu.Lock()
+	for w := range s.watches {
+		for _, i := range w.before {
+			wanted[i] = append(wanted[i], w)
 		}
-		s.mu.Unlock()
-		for i := range wanted {
-			if s.lives(ctx, i) {
-				s.tell(i)
+	}
+	s.mu.Unlock()
+	for i, waiting := range wanted {
+		if !s.lives(ctx, i, "") {
+			continue
+		}
+		for _, w := range waiting {
+			if s.lives(ctx, i, w.key) {
+				w.tell()
 			}
 		}
 	}
@@ -185,9 +195,10 @@ const workerAlivePath = "/_weir/alive"
 // aliveWithin is how long a living worker takes at most to answer anything.
 const aliveWithin = time.Second
 
-// lives reports whether a worker answers that it lives. That it can be connected to
-// is not enough: the kernel accepts for a process that hangs.
-func (s *siblings) lives(ctx context.Context, i int) bool {
+// lives reports whether a worker answers that it lives and, if there is a key, that it
+// can be left a good source of that stream for. That it can be connected to is not
+// enough: the kernel accepts for a process that hangs.
+func (s *siblings) lives(ctx context.Context, i int, key string) bool {
 	ctx, cancel := context.WithTimeout(ctx, aliveWithin)
 	defer cancel()
 	conn, err := s.dial(ctx, i)
@@ -197,7 +208,7 @@ func (s *siblings) lives(ctx context.Context, i int) bool {
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	if _, err := io.WriteString(conn, "GET "+workerAlivePath+" HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n"); err != nil {
+	if _, err := io.WriteString(conn, "GET "+workerAlivePath+"?"+url.Values{"key": {key}}.Encode()+" HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n"); err != nil {
 		return false
 	}
 	const good = "HTTP/1.1 2"
@@ -206,28 +217,24 @@ func (s *siblings) lives(ctx context.Context, i int) bool {
 	return err == nil && string(b[:]) == good
 }
 
-// serveAlive answers a sibling that asks whether this worker lives: 204, or 503
-// for a while after it has hung.
-func (s *siblings) serveAlive(w http.ResponseWriter, _ *http.Request) {
-	if !s.pulse.steady(time.Now()) {
+// serveAlive answers a sibling that asks whether this worker lives: 204, or 503 for a
+// while after it has hung, and also afterwards for a stream of which it has a log that
+// grows no more: what others have may be newer.
+func (s *siblings) serveAlive(w http.ResponseWriter, r *http.Request) {
+	if !s.pulse.steady(time.Now()) || s.edge.stands(r.FormValue("key")) {
 		w.WriteHeader(http.StatusServiceUnavailable)
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// tell acts on all watches that wait for worker i.
-func (s *siblings) tell(i int) {
-	s.mu.Lock()
-	var due []*watch
-	for w := range s.watches {
-		if slices.Contains(w.before, i) {
-			due = append(due, w)
-			delete(s.watches, w)
-		}
-	}
-	s.mu.Unlock()
-	for _, w := range due {
+// tell acts on the watch, once, unless it was stopped.
+func (w *watch) tell() {
+	w.s.mu.Lock()
+	_, waits := w.s.watches[w]
+	delete(w.s.watches, w)
+	w.s.mu.Unlock()
+	if waits {
 		w.found.Store(true)
 		w.act()
 	}

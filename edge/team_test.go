@@ -119,6 +119,45 @@ func TestWorkerThaws(t *testing.T) {
 	v.until(8)
 }
 
+// A worker that lives, but has lost its source of a stream while it hung and seeks
+// another one, is not taken for better than one that has a source.
+func TestWorkerWithoutASource(t *testing.T) {
+	a := newUpstream(t, "a")
+	p := a.air(demo)
+	p.send(t, 0, 7)
+	n := startTeam(t, "edge", 2, quick().upstreams(a.rtmp), nil)
+	order := n.workers[0].edge.siblings.order(demo)
+	first, second := n.workers[order[0]], n.workers[order[1]]
+	watchAt(t, first.point, "demo").until(6)
+	first.edge.siblings.pulse.mu.Lock()
+	first.edge.siblings.pulse.hung = time.Now()
+	first.edge.siblings.pulse.mu.Unlock()
+	v := watchAt(t, second.point, "demo")
+	v.until(6)
+	r := first.edge.relay(demo)
+	_, _, from := r.state()
+	r.change(func() { r.from = "" })
+	eventually(t, "the first worker lives", func() error {
+		if !second.edge.siblings.lives(t.Context(), order[0], "") {
+			return errors.New("it does not")
+		}
+		return nil
+	})
+	second.edge.siblings.lookOnce(t.Context())
+	if from := n.from(order[1]); from != "rtmp://"+a.rtmp+"/live/demo" {
+		t.Errorf("the second worker takes the stream from %q", from)
+	}
+	r.change(func() { r.from = from })
+	eventually(t, "return to the first worker", func() error {
+		if from, want := n.from(order[1]), fmt.Sprintf("worker %d", order[0]); from != want {
+			return fmt.Errorf("the stream comes from %q, want %q", from, want)
+		}
+		return nil
+	})
+	p.send(t, 7, 9)
+	v.until(8)
+}
+
 func TestPulse(t *testing.T) {
 	begin := time.Now()
 	var p pulse
