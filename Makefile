@@ -31,7 +31,7 @@ test: ## Everything that must be green: tools, lint, import rules, tests with -r
 	@echo "make test: all green"
 
 test-go: ## Unit tests of all packages with the race detector, in random order
-	CGO_ENABLED=1 $(GO) test -race -shuffle=on -count=1 -timeout 10m $(PACKAGES)
+	CGO_ENABLED=1 $(GO) test -p 4 -race -shuffle=on -count=1 -timeout 10m $(PACKAGES)
 
 test-e2e: ## End-to-end tests: real processes, ffmpeg, ffprobe, rtmpdump, Chromium (one test: ARGS="-run TestName")
 	CGO_ENABLED=1 $(GO) test -race -shuffle=on -count=1 -timeout 15m -parallel 4 -v $(ARGS) ./e2e

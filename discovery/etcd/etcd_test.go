@@ -94,6 +94,7 @@ func (n *node) mustClaim(t *testing.T, stream string) discovery.Lease {
 // While the leader dies, and a member stands still, and comes back, owners keep
 // their streams and what is watched stays true.
 func TestMembersDie(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t)
 	short := func(cfg *discovery.EtcdConfig) { cfg.Timeout = time.Second }
 	a := startNode(t, openAt(t, c, "/weir/", short), "a", addrA)
@@ -146,6 +147,7 @@ func TestMembersDie(t *testing.T) {
 // Without a majority calls fail within their timeout, known streams are found, new
 // ones are taken, and when it is back all agree.
 func TestMajorityIsLost(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t)
 	short := func(cfg *discovery.EtcdConfig) { cfg.Timeout = 500 * time.Millisecond }
 	da := openAt(t, c, "/weir/", short)
@@ -219,6 +221,7 @@ func TestMajorityIsLost(t *testing.T) {
 // All data are lost: the nodes bring them back, and watches notice although the
 // members have the same names.
 func TestDataAreLost(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t)
 	a := startNode(t, openAt(t, c, "/weir/"), "a", addrA)
 	b := startNode(t, openAt(t, c, "/weir/"), "b", addrB)
