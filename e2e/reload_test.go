@@ -375,6 +375,9 @@ func BenchmarkRoll(b *testing.B) {
 		b.ReportMetric(float64(refusedConnections), "refused")
 		b.ReportMetric(float64(len(ends)), "viewers-moved")
 		b.ReportMetric(float64(len(refused)), "viewers-refused")
+		for _, err := range append(failed, refused...) {
+			b.Log(err)
+		}
 		a.stop()
 	}
 }

@@ -205,12 +205,18 @@ func TestARetiringProcessKeepsPublishers(t *testing.T) {
 			p := start(t, c)
 			p.Retire(Order{Since: begin, Until: begin.Add(time.Minute), Publishers: begin.Add(time.Hour)})
 			p.Apply(nil)
+			if p.Draining() {
+				t.Error("whom it has accepted is turned away")
+			}
 			time.Sleep(61 * time.Second)
 			if n := p.Apply(nil); n.Players != 0 || n.Publishers != 2 {
 				t.Errorf("at the end of the players' time: %+v", n)
 			}
 			if drained > 0 {
 				p.Apply(&Order{Since: begin, Until: begin.Add(drained)})
+				if !p.Draining() {
+					t.Error("the node drains, and takes new sessions")
+				}
 				p.Apply(nil)
 			}
 			time.Sleep(3 * time.Hour)

@@ -86,7 +86,8 @@ type Process struct {
 	met      processMetrics
 
 	mu      sync.Mutex
-	final   bool          // guarded by mu; order may only be hastened
+	final   bool          // guarded by mu; the process retires: order may only be hastened
+	drained bool          // guarded by mu; the node drains
 	order   *Order        // guarded by mu; nil: serve
 	moved   int           // guarded by mu; of this drain
 	cut     int           // guarded by mu
@@ -108,17 +109,29 @@ func NewProcess(s Sessions, log *slog.Logger, set *metrics.Set) *Process {
 	return p
 }
 
-// Draining reports whether new sessions are to be turned away.
+// Draining reports whether new sessions are to be turned away. They are not by a process
+// that only retires: who has been accepted by it has nowhere else to go, and is moved
+// with the others.
 func (p *Process) Draining() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.order != nil
+	return p.drained
 }
 
 // Apply makes an order the one in force, nil to serve again, and returns how far
 // the process has come. The order in force may be given again.
 func (p *Process) Apply(o *Order) Progress {
 	p.mu.Lock()
+	p.drained = o != nil
+	p.enforce(o)
+	moved, cut := p.moved, p.cut
+	p.mu.Unlock()
+	players, publishers := p.sessions.Census()
+	return Progress{Players: players, Publishers: publishers, Moved: moved, Cut: cut}
+}
+
+// enforce makes an order the one in force. p.mu is held.
+func (p *Process) enforce(o *Order) {
 	if p.final {
 		o = p.order.hastened(o)
 	}
@@ -130,19 +143,15 @@ func (p *Process) Apply(o *Order) Progress {
 		close(p.changed)
 		p.changed = make(chan struct{})
 	}
-	moved, cut := p.moved, p.cut
-	p.mu.Unlock()
-	players, publishers := p.sessions.Census()
-	return Progress{Players: players, Publishers: publishers, Moved: moved, Cut: cut}
 }
 
 // Retire gives the last order: nothing takes it back, only an earlier deadline
 // counts.
 func (p *Process) Retire(o Order) {
-	p.Apply(&o)
 	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.enforce(&o)
 	p.final = true
-	p.mu.Unlock()
 }
 
 // inForce returns the order, and what is closed when there is another.
