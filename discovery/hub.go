@@ -134,6 +134,7 @@ func (h *Hub) apply(events []Event) error {
 		case e.Reset:
 			h.round++
 			h.whole, h.caughtUp, h.mark = false, false, ""
+			clear(h.bans) // those in force are told again
 		case e.Lease != nil:
 			old := h.streams[e.Lease.Stream]
 			h.streams[e.Lease.Stream] = &hubLease{*e.Lease, h.round}
