@@ -29,13 +29,22 @@ type nodeLister interface {
 // while asking is not nil, when the asker fills it in.
 type neighbours struct {
 	list   []Node
-	at     time.Time
+	at     time.Time     // of the last question
+	got    time.Time     // of the last answer
 	asking chan struct{} // closed when the answer is there; nil if nobody asks
 }
 
 // neighboursFor is how long a list of nodes is used. A node that has begun to
 // drain is named for as long at most.
 const neighboursFor = 500 * time.Millisecond
+
+// A list that is not older than neighboursStale serves while a newer one is asked for,
+// and instead of it when the answer takes longer than neighboursPatience: a client that
+// is sent elsewhere does not wait for a slow directory.
+const (
+	neighboursStale    = 10 * time.Second
+	neighboursPatience = 100 * time.Millisecond
+)
 
 // NewElsewhere returns an Elsewhere of the node self, which is never found. A dir
 // that is nil or cannot list nodes finds none.
@@ -71,7 +80,8 @@ func (e *Elsewhere) ByLoad(ctx context.Context, role Role) []Node {
 	return ByLoad(slices.Clone(e.nodes(ctx, role)))
 }
 
-// nodes returns the other nodes of a role that are up. Of many callers one asks.
+// nodes returns the other nodes of a role that are up. Of many callers one asks; the
+// others wait only if there is no list to do with.
 func (e *Elsewhere) nodes(ctx context.Context, role Role) []Node {
 	e.mu.Lock()
 	k := e.known[role]
@@ -83,7 +93,12 @@ func (e *Elsewhere) nodes(ctx context.Context, role Role) []Node {
 		defer e.mu.Unlock()
 		return k.list
 	}
+	serves := len(k.list) > 0 && time.Since(k.got) < neighboursStale
 	if wait := k.asking; wait != nil {
+		if serves {
+			defer e.mu.Unlock()
+			return k.list
+		}
 		e.mu.Unlock()
 		select {
 		case <-wait:
@@ -96,10 +111,16 @@ func (e *Elsewhere) nodes(ctx context.Context, role Role) []Node {
 	done := make(chan struct{})
 	k.asking = done
 	e.mu.Unlock()
+	if serves {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, neighboursPatience)
+		defer cancel()
+	}
 	list, _, err := e.dir.Nodes(ctx, NodeQuery{Role: role})
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if err == nil { // else the last list, for when the directory is away
+		k.got = time.Now()
 		k.list = slices.DeleteFunc(list, func(n Node) bool {
 			return n.State != StateUp || n.ID == e.self || n.Addr.RTMP == ""
 		})

@@ -17,9 +17,13 @@ type lister struct {
 	slow  time.Duration
 }
 
-func (l *lister) Nodes(_ context.Context, q NodeQuery) ([]Node, string, error) {
+func (l *lister) Nodes(ctx context.Context, q NodeQuery) ([]Node, string, error) {
 	l.asked.Add(1)
-	time.Sleep(l.slow)
+	select {
+	case <-time.After(l.slow):
+	case <-ctx.Done():
+		return nil, "", ctx.Err()
+	}
 	list := l.nodes.Load()
 	if list == nil {
 		return nil, "", errors.New("away")
@@ -86,6 +90,43 @@ func TestElsewhere(t *testing.T) {
 		}
 		if _, ok := NewElsewhere(nil, "me").Node(t.Context(), RoleEdge); ok {
 			t.Error("found a node without a directory")
+		}
+	})
+}
+
+// Nobody waits for a directory that is slow, once there is a list; one asks it all the
+// same, and for a list that is too old it is waited for.
+func TestElsewhereDoesNotWaitForASlowDirectory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &lister{slow: 10 * time.Millisecond}
+		l.nodes.Store(&[]Node{{ID: "a", Role: RoleEdge, State: StateUp, Addr: Addr{RTMP: "host:1935"}}})
+		e := NewElsewhere(l, "me")
+		took := func() time.Duration {
+			t.Helper()
+			begin := time.Now()
+			if n, ok := e.Node(t.Context(), RoleEdge); !ok || n.ID != "a" {
+				t.Errorf("found %q", n.ID)
+			}
+			return time.Since(begin)
+		}
+		took()
+		l.slow = 5 * time.Second
+		time.Sleep(neighboursFor)
+		asker := make(chan time.Duration)
+		go func() { asker <- took() }()
+		synctest.Wait()
+		if d := took(); d != 0 {
+			t.Errorf("another one waited %v", d)
+		}
+		if d := <-asker; d != neighboursPatience {
+			t.Errorf("the one that asked waited %v", d)
+		}
+		if n := l.asked.Load(); n != 2 {
+			t.Errorf("%d questions", n)
+		}
+		time.Sleep(neighboursStale)
+		if d := took(); d != l.slow {
+			t.Errorf("with an old list it waited %v", d)
 		}
 	})
 }
