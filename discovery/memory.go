@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -316,44 +315,6 @@ func (m *Memory) Release(_ context.Context, l Lease) error {
 	return err
 }
 
-// Kick implements Kicker.
-func (m *Memory) Kick(_ context.Context, k Kick) (Kicked, error) {
-	if err := k.check(); err != nil {
-		return Kicked{}, fmt.Errorf("kick stream: %w", err)
-	}
-	done, changes, err := m.kick(k)
-	m.logChanges(changes)
-	if err != nil {
-		return Kicked{}, fmt.Errorf("kick stream %s: %w", k.Stream, err)
-	}
-	m.log.Info("stream kicked", "stream", k.Stream, "node", done.Owner, "epoch", done.Epoch, "ban", k.Ban.String(), "reason", k.Reason)
-	return done, nil
-}
-
-func (m *Memory) kick(k Kick) (Kicked, []change, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	now := time.Now()
-	cur, changes := m.current(k.Stream, now)
-	switch was := m.kicks[k.Stream]; {
-	case cur == nil && k.Ban == 0 && m.kicks.ban(k.Stream, now) == nil:
-		return Kicked{}, changes, ErrNotFound
-	case was == nil && len(m.kicks) >= m.cfg.MaxStreams:
-		return Kicked{}, changes, fmt.Errorf("%w: %d kicks and bans", ErrFull, len(m.kicks))
-	}
-	done := Kicked{Stream: k.Stream, Epoch: m.epochs.next(now), Until: now.Add(k.Ban), Reason: k.Reason}
-	m.kicks.put(done, now)
-	told := done
-	m.feed.add(Event{Kicked: &told}) // before the end: the owner is to know why
-	if cur != nil {
-		done.Owner = cur.Node
-		changes = append(changes, m.end(cur, "kicked", now))
-	}
-	m.ended[k.Stream] = ended{epoch: done.Epoch, at: now, released: true}
-	m.met.kicked.Inc()
-	return done, changes, nil
-}
-
 // Lookup implements Finder. It does not allocate when the stream is found.
 func (m *Memory) Lookup(_ context.Context, stream string) (Lease, error) {
 	m.mu.RLock()
@@ -370,44 +331,6 @@ func (m *Memory) Lookup(_ context.Context, stream string) (Lease, error) {
 	m.mu.RUnlock()
 	m.met.found.Inc()
 	return found, nil
-}
-
-// Heartbeat implements Members.
-func (m *Memory) Heartbeat(_ context.Context, n Node) error {
-	if err := n.check(); err != nil {
-		return fmt.Errorf("take heartbeat: %w", err)
-	}
-	n.Load, n.Labels = maps.Clone(n.Load), maps.Clone(n.Labels)
-	if n.TTL == 0 {
-		n.TTL = m.cfg.NodeTTL
-	}
-	n.TTL = min(n.TTL, m.cfg.MaxLeaseTTL)
-
-	m.mu.Lock()
-	n.Seen = time.Now()
-	old := m.nodes[n.ID]
-	if old == nil && len(m.nodes) >= m.cfg.MaxNodes {
-		m.sweepNodes(n.Seen)
-		if len(m.nodes) >= m.cfg.MaxNodes {
-			m.mu.Unlock()
-			return fmt.Errorf("take heartbeat of node %s: %w: %d nodes", n.ID, ErrFull, m.cfg.MaxNodes)
-		}
-	}
-	m.nodes[n.ID] = &n
-	m.tellNode(&n)
-	m.mu.Unlock()
-	if old == nil || old.Instance != n.Instance {
-		// Whoever listens at that address now, the run before it is dead, and its
-		// streams need not wait for their TTL. A second node that was given the
-		// same id by mistake has another address and keeps its own.
-		m.endLeases("node restarted", func(l *Lease) bool {
-			return l.Node == n.ID && l.Instance != n.Instance && l.Addr == n.Addr
-		})
-	}
-	if old == nil || old.Instance != n.Instance || old.State != n.State {
-		m.log.Info("node state changed", "node", n.ID, "role", n.Role, "state", n.State, "version", n.Version)
-	}
-	return nil
 }
 
 // endLeases ends all leases that match and returns their number.
@@ -428,27 +351,6 @@ func (m *Memory) endLeases(cause string, match func(*Lease) bool) int {
 	m.mu.Unlock()
 	m.logChanges(changes)
 	return len(changes)
-}
-
-// Goodbye implements Members.
-func (m *Memory) Goodbye(_ context.Context, id, instance string) error {
-	if err := checkID("id", id); err != nil {
-		return fmt.Errorf("take goodbye: %w", err)
-	}
-	m.mu.Lock()
-	n := m.nodes[id]
-	gone := n != nil && (instance == "" || n.Instance == instance)
-	if gone {
-		m.dropNode(id)
-	}
-	m.mu.Unlock()
-	ended := m.endLeases("node left", func(l *Lease) bool {
-		return l.Node == id && (instance == "" || l.Instance == instance)
-	})
-	if gone {
-		m.log.Info("node left", "node", id, "leases", ended)
-	}
-	return nil
 }
 
 // Streams implements Engine. The page is no snapshot: leases that change during
