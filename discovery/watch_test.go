@@ -376,6 +376,7 @@ func TestCopiesAreTrue(t *testing.T) {
 func FuzzParseEvent(f *testing.F) {
 	for _, e := range []Event{
 		{Reset: true}, {Lease: &Lease{Stream: demo, Node: "a", Epoch: 5, Addr: addrA, Idle: true}}, {Ended: &End{demo, 5}},
+		{Kicked: &Kicked{Stream: demo, Epoch: 6, Until: time.Now().Add(time.Hour), Reason: "spam"}},
 		{Node: &Node{ID: "a", Role: RoleEdge, State: StateUp, Load: map[string]float64{"cpu": 1}}}, {Left: "a"}, {Synced: "x-1"},
 	} {
 		line, err := e.line()
@@ -412,6 +413,12 @@ func FuzzParseEvent(f *testing.F) {
 			}
 		case e.Ended != nil:
 			if *e.Ended != *e2.Ended {
+				t.Errorf("%s became %s", line, again)
+			}
+		case e.Kicked != nil:
+			k, k2 := *e.Kicked, *e2.Kicked
+			k.Until, k2.Until = time.Time{}, time.Time{}
+			if k != k2 {
 				t.Errorf("%s became %s", line, again)
 			}
 		default:
