@@ -25,6 +25,42 @@ func free(t *testing.T) addresses {
 	return a
 }
 
+// An edge in the midst of the way drains: the edge in front goes on by another one, and
+// the encoder notices nothing.
+func TestDrainOfAnEdgeThatForwards(t *testing.T) {
+	t.Parallel()
+	origin := startOrigin(t, "origin-1", addresses{}, "")
+	var middle []*node
+	var ways []string
+	for i := range 2 {
+		n := startEdge(t, fmt.Sprint("middle-", i), 2, upstreamsOf(origin.rtmp))
+		middle, ways = append(middle, n), append(ways, n.rtmp)
+	}
+	front := startEdge(t, "front", 2, upstreamsOf(ways...))
+	encoder := publishClip(t, front.rtmpURL("live/demo"))
+	origin.awaitStream(demo, "live")
+	session := front.awaitSessions("publish", demo, 1)[0].ID
+	player := playFLV(t, origin.httpURL("live/demo.flv"), "")
+	player.await(25, 0)
+	for round := range 2 { // there and back
+		now := middle[0]
+		if s, err := now.sessions("publish", demo); err != nil || len(s) == 0 {
+			now = middle[1]
+		}
+		if r := weir(t, waitTimeout, "drain", "--admin", "http://"+now.admin, "--deadline", "2s", "--wait"); r.code != 0 || !strings.Contains(r.stdout, "1 moved, 0 cut") {
+			t.Errorf("weir drain: exit code %d\n%s%s", r.code, r.stdout, r.stderr)
+		}
+		player.await(50, player.videoFrames())
+		if s := front.awaitSessions("publish", demo, 1); s[0].ID != session || !encoder.running() {
+			t.Errorf("round %d: the encoder has session %s, had %s", round, s[0].ID, session)
+		}
+		if r := weir(t, waitTimeout, "undrain", "--admin", "http://"+now.admin); r.code != 0 {
+			t.Errorf("weir undrain: %s", r.stderr)
+		}
+	}
+	clipSource(t).require(t, "player", player.end(), 100, rules{jumps: true})
+}
+
 // Edges that lead in a circle: whoever asks for a stream that nobody can have is told
 // so, by name and soon, and each node says it in its log.
 func TestCircles(t *testing.T) {

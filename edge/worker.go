@@ -78,7 +78,7 @@ func RunWorker(c *worker.Child, etcd discovery.EtcdOpener, log *slog.Logger) err
 		Slot:     c.Index,
 		IDPrefix: strconv.Itoa(c.Index) + "-",
 	})
-	draining = drain.NewProcess(door, log, set)
+	draining = drain.NewProcess(drainable{door, e}, log, set)
 	if process, err = load.NewProcess(load.ProcessOptions{
 		Config: cfg.Load, Worker: c.Index, Delays: delays, Sessions: door.Census, Log: log,
 	}); err != nil {

@@ -64,6 +64,20 @@ func (p *Publisher) Ask(to *Redirect) error {
 	return p.conn.Tell(notice)
 }
 
+// Dismiss ends the session of a publisher that another node forwards, without a word:
+// that node goes on with its next upstream. It reports false if the publisher was
+// dismissed or asked before. It does not block, and is safe for concurrent use.
+func (p *Publisher) Dismiss() bool {
+	if p.live.told.Swap(true) {
+		return false
+	}
+	p.End(Moved)
+	return true
+}
+
+// Asked reports whether the publisher was asked to go, or dismissed.
+func (p *Publisher) Asked() bool { return p.live.told.Load() }
+
 // Stay takes back what Ask has said of the session's end, for a publisher that has not
 // gone.
 func (p *Publisher) Stay() { p.live.told.Store(false) }

@@ -163,6 +163,7 @@ const (
 	LostLease = "lost_lease" // another origin owns the stream now
 	Relieved  = "relieved"   // it had stopped sending, and the standby publisher goes on
 	Kicked    = string(fanout.Kicked)
+	Moved     = string(fanout.Moved) // it goes on elsewhere
 )
 
 // farewells are what publishers are told that are ended. Those that are ended for
