@@ -2,7 +2,11 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"syscall"
 	"testing"
@@ -57,9 +61,66 @@ func (s *source) await(t *testing.T, p *player, n int) {
 	})
 }
 
+// hlsViewer follows the playlist of the stream demo.
+type hlsViewer struct {
+	t    *testing.T
+	base string
+	list playlist
+}
+
+// watchHLS waits until there is a playlist.
+func watchHLS(t *testing.T, base string) *hlsViewer {
+	t.Helper()
+	v := &hlsViewer{t: t, base: base}
+	eventually(t, waitTimeout, "the playlist is there", func() (err error) {
+		answer, err := tryGet(base + "demo.m3u8")
+		if err != nil {
+			return err
+		}
+		if answer.status != http.StatusOK {
+			return fmt.Errorf("status %d: %s", answer.status, answer.body)
+		}
+		v.list, err = parsePlaylist(answer.body)
+		return err
+	})
+	return v
+}
+
+// awaitDiscontinuity waits until the playlist has gone on behind one, and returns a file
+// with the first segment behind it.
+func (v *hlsViewer) awaitDiscontinuity() (path string) {
+	v.t.Helper()
+	from := v.list.sequence + len(v.list.segments)
+	uri := ""
+	eventually(v.t, waitTimeout, "the playlist goes on behind a discontinuity", func() error {
+		answer := get(v.t, v.base+"demo.m3u8")
+		next, err := parsePlaylist(answer.body)
+		if err == nil {
+			err = next.follows(v.list)
+		}
+		if err != nil || next.ended {
+			v.t.Fatalf("playlist: %v\n%s", err, answer.body)
+		}
+		v.list = next
+		for i, s := range next.segments {
+			if s.discontinuity && next.sequence+i >= from {
+				uri = s.uri
+				return nil
+			}
+		}
+		return errors.New("there is none")
+	})
+	path = filepath.Join(v.t.TempDir(), "segment.ts")
+	if err := os.WriteFile(path, get(v.t, v.base+uri).body, 0o600); err != nil {
+		v.t.Fatal(err)
+	}
+	return path
+}
+
 // ffmpeg publishes at an origin, and a second one with other pictures and sound stands
 // by, through an edge. The first is killed: the player at the edge, on one connection,
-// gets the second one's frames behind the last one's of the first. A third one, at the
+// gets the second one's frames behind the last one's of the first, and the playlist of HLS
+// goes on behind a discontinuity. A third one, at the
 // other origin, stands by in its turn; the second is frozen: the third goes on. Each
 // one's frames come whole and in order, from a key frame on, and the time never goes
 // back nor leaps.
@@ -80,8 +141,11 @@ func TestStandby(t *testing.T) {
 	second := publish(t, file(t, otherFile), edge.rtmpURL("live/demo"))
 	origins[0].hasStandby()
 	one.await(t, player, player.videoFrames()+25)
+	viewer := watchHLS(t, edge.httpURL("live/"))
 	first.kill()
 	two.await(t, player, 50)
+	segment := viewer.awaitDiscontinuity()
+	ffmpegSource(t, file(t, otherFile), pictures, 25).require(t, "the first segment of the second publisher", ffmpegFrames(t, segment, 0, pictures), 25, rules{})
 
 	publishClip(t, origins[1].rtmpURL("live/demo"))
 	origins[0].hasStandby()
