@@ -130,7 +130,7 @@ func TestDeadOwnersAndBansInEtcd(t *testing.T) {
 			t.Errorf("the publisher was let in again after %v", d)
 		}
 	}
-	const ban = 3 * time.Second
+	const ban = 5 * time.Second
 	from := time.Now()
 	if r := h.edges[0].kick("--ban", ban.String(), "--reason", "not your name"); r.code != 0 || !strings.Contains(r.stdout, "banned until") {
 		t.Fatalf("weir kick: exit code %d, %q, %s", r.code, r.stdout, r.stderr)
