@@ -62,6 +62,10 @@ type PublishConfig struct {
 	// with less load, from 1s to 10m: publishers that edges forward first, which notice nothing, then
 	// encoders that understand a request to connect elsewhere. 0s moves none.
 	MoveEvery time.Duration `yaml:"move_every"`
+	// Whether encoders that say no more than `supportsGoAway` are sent a GoAway when their stream
+	// is to be moved. OBS 27.2 to 29 say so, but OBS 29 has been seen to crash at it, or to need
+	// seconds, when the next server is some milliseconds away. `false`: they stay.
+	GoAway bool `yaml:"go_away"`
 }
 
 // Default returns the configuration of an origin whose file sets nothing.

@@ -128,6 +128,14 @@ func (o *Origin) Move(ctx context.Context, key, named string) (admin.Moved, erro
 	return m, nil
 }
 
+// way returns how a publisher is asked to go to another origin.
+func (o *Origin) way(s *session.Publisher) session.Way {
+	if w := s.Way(); w != session.ByGoAway || o.cfg.Publish.GoAway {
+		return w
+	}
+	return session.Stays
+}
+
 // ask asks the publisher of a publication to go to another origin. gone is closed when
 // it has let go of the stream.
 func (p *publication) ask(to target, cause string) (way session.Way, gone <-chan struct{}, err error) {
@@ -137,7 +145,7 @@ func (p *publication) ask(to target, cause string) (way session.Way, gone <-chan
 	switch {
 	case s == nil || p.writer == nil || p.ended:
 		err = admin.ErrNoStream
-	case s.Way() == session.Stays:
+	case o.way(s) == session.Stays:
 		err = errStays
 	case p.asked != nil:
 		err = errAskedThat
@@ -146,7 +154,7 @@ func (p *publication) ask(to target, cause string) (way session.Way, gone <-chan
 		o.mu.Unlock()
 		return session.Stays, nil, err
 	}
-	way, gone = s.Way(), p.gone
+	way, gone = o.way(s), p.gone
 	// If it does not go the name is its own again.
 	var timer *time.Timer
 	timer = time.AfterFunc(o.askedFor, func() {
@@ -205,10 +213,10 @@ func (o *Origin) movable(cause string) []*publication {
 	for _, p := range o.streams {
 		s := p.publisher
 		switch {
-		case s == nil, p.writer == nil, p.ended, p.asked != nil, s.Way() == session.Stays:
+		case s == nil, p.writer == nil, p.ended, p.asked != nil, o.way(s) == session.Stays:
 		case now.Before(p.wayward), cause == moveOverload && now.Before(p.settles):
 		default:
-			list = append(list, candidate{p, s.Way() == session.ByRedirect, 0})
+			list = append(list, candidate{p, o.way(s) == session.ByRedirect, 0})
 		}
 	}
 	o.mu.Unlock()

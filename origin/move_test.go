@@ -18,13 +18,15 @@ import (
 	"weir/internal/rtmp"
 	"weir/internal/rtmp/amf"
 	"weir/internal/rtmp/chunk"
+	"weir/internal/session"
 )
 
 // pair is two origins of one directory that know each other.
 func pair(t *testing.T) (a, b *site) {
 	t.Helper()
-	dir := newMemory()
-	a, b = start(t, "a", quick(), dir), start(t, "b", quick(), dir)
+	dir, cfg := newMemory(), quick()
+	cfg.Publish.GoAway = true
+	a, b = start(t, "a", cfg, dir), start(t, "b", cfg, dir)
 	for _, s := range []*site{a, b} {
 		eventually(t, "both are known", func() error {
 			s.origin.SetDirectory(dir) // which knows nobody
@@ -276,6 +278,13 @@ func TestMoveRefuses(t *testing.T) {
 	}
 	alone := start(t, "c", quick(), newMemory())
 	alone.mustPublish("plain")
+	alone.mustEncode("shy", goesAway)
+	alone.awaitState("shy", "live")
+	alone.origin.mu.Lock()
+	if w := alone.origin.way(alone.origin.streams[key+"shy"].publisher); w != session.Stays {
+		t.Errorf("without publish.go_away an encoder is asked by %q", w)
+	}
+	alone.origin.mu.Unlock()
 	if _, err := (<-alone.move("plain", ""))(); !errors.Is(err, errNoOrigin) {
 		t.Errorf("an origin alone: %v", err)
 	}

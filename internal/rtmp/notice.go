@@ -30,9 +30,10 @@ func ReconnectNotice(tcURL string, chunkSize int) []byte {
 
 // GoAwayNotice asks an encoder that supports it (Request.SupportsGoAway) to connect again
 // to the URL that it has, at its next key frame: a protocol control message of type
-// 0x20 without a body, as live services send it to OBS 27.2 to 29.
+// 0x20, as live services send it to OBS 27.2 to 29. Its body means nothing, but OBS
+// passes over messages without one.
 func GoAwayNotice(chunkSize int) []byte {
-	return chunk.AppendMessage(nil, chunk.StreamControl, chunk.TypeGoAway, 0, 0, nil, chunkSize)
+	return chunk.AppendMessage(nil, chunk.StreamControl, chunk.TypeGoAway, 0, 0, []byte{0}, chunkSize)
 }
 
 // StatusNotice is a status of level "status": it ends nothing.

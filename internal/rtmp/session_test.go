@@ -553,7 +553,7 @@ func FuzzServer(f *testing.F) {
 
 // What a publisher is told in mid-publish, to the byte where others have defined it.
 func TestNoticesToPublishers(t *testing.T) {
-	if got, want := hex.EncodeToString(GoAwayNotice(128)), "020000000000002000000000"; got != want {
+	if got, want := hex.EncodeToString(GoAwayNotice(128)), "02000000000001200000000000"; got != want {
 		t.Errorf("go away: %s, want %s", got, want)
 	}
 	c, s := scripted(connectCall("live"), call(0, "createStream", 2, null), call(1, "publish", 3, null, amf.Str("cam"), amf.Str("live")))
@@ -569,7 +569,7 @@ func TestNoticesToPublishers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if got, want := s.answers(t)[before:], "2 32 0 \n3 20 0 onStatus 0 null status:NetConnection.Connect.ReconnectRequest\n"; got != want {
+	if got, want := s.answers(t)[before:], "2 32 0 00\n3 20 0 onStatus 0 null status:NetConnection.Connect.ReconnectRequest\n"; got != want {
 		t.Errorf("told:\n%swant:\n%s", got, want)
 	}
 }
