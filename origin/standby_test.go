@@ -314,9 +314,12 @@ func TestStandbyIsCarried(t *testing.T) {
 	await(t, bob, "alice 2")
 	carol := encodes(t, b.mustPublish("demo"), "carol", 0)
 	a.standsBy(true)
-	if n := b.set.GetOrCreateCounter("weir_forwards").Get(); n != 1 {
-		t.Errorf("%d are carried", n)
-	}
+	eventually(t, "carol is carried", func() error {
+		if n := b.set.GetOrCreateCounter("weir_forwards").Get(); n != 1 {
+			return fmt.Errorf("%d are", n)
+		}
+		return nil
+	})
 	if _, err := b.publish("demo"); code(err) != rtmp.CodePublishBadName || !strings.Contains(err.Error(), "standby") {
 		t.Errorf("a third publisher is told %v", err)
 	}
