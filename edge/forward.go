@@ -341,7 +341,7 @@ func (f *forward) dial(ctx context.Context, up vhost.Upstream, via string) (*rtm
 	u := rtmpURL(up, f.p.Target)
 	cfg := rtmp.DefaultClientConfig()
 	cfg.ConnectTimeout = f.edge.cfg.Pull.ConnectTimeout
-	cfg.Node, cfg.Via, cfg.Publisher = f.edge.node, via, f.secret
+	cfg.Node, cfg.Via, cfg.Publisher, cfg.Overlap = f.edge.node, via, f.secret, true
 	cfg.DialContext = f.edge.tcp.DialContext
 	c, err := rtmp.Dial(ctx, u, cfg)
 	if err != nil {

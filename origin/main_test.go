@@ -189,7 +189,7 @@ func (s *site) publish(name string) (*rtmp.Client, error) {
 // publishAs is publish as a node that has the secret of a publisher.
 func (s *site) publishAs(name, secret string) (*rtmp.Client, error) {
 	cfg := rtmp.DefaultClientConfig()
-	cfg.Node, cfg.Publisher = "edge-1", secret
+	cfg.Node, cfg.Publisher, cfg.Overlap = "edge-1", secret, true
 	c, u, err := s.dial(name, cfg)
 	if err != nil {
 		return nil, err

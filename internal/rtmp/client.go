@@ -357,8 +357,8 @@ func (c *Client) Publish(ctx context.Context, name string) error {
 }
 
 // Redirected returns a channel that gets where the server sends the publisher in
-// mid-publish. The publish goes on until the server ends it, so that the next one can
-// begin before this one ends; its error is the redirect then.
+// mid-publish, with ClientConfig.Overlap. The publish goes on until the server ends it;
+// its error is the redirect then.
 func (c *Client) Redirected() <-chan *RedirectError { return c.redirected }
 
 // Started returns what the server said when the publish started.
@@ -372,7 +372,7 @@ func (c *Client) watch() error {
 	var redirect *RedirectError
 	for {
 		t, err := c.nextTag()
-		if errors.As(err, &redirect) {
+		if errors.As(err, &redirect) && c.cfg.Overlap {
 			select {
 			case c.redirected <- redirect:
 			default: // one is to be followed already

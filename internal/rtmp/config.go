@@ -130,6 +130,9 @@ type ClientConfig struct {
 	// Publisher is handed to the server together with Node: a secret name of the
 	// publisher on whose behalf this client publishes; "" for none.
 	Publisher string `yaml:"-"`
+	// Overlap has the publish go on after a redirect, which Redirected tells, until the
+	// server ends it: the next one can begin before. Without it a redirect is the end.
+	Overlap bool `yaml:"-"`
 	// FlashVer is the flashVer property of connect; "" means that of weir.
 	FlashVer string `yaml:"-"`
 	// TLS is what URLs with rtmps are spoken by; nil trusts the CAs of the system.
