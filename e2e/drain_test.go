@@ -407,6 +407,49 @@ func TestOriginDrainsUnderAForwardedPublisher(t *testing.T) {
 	}
 }
 
+// A viewer of HLS is served by a draining edge until it is its turn, and then sent to
+// another edge, where it goes on.
+func TestDrainMovesViewersOfHLS(t *testing.T) {
+	t.Parallel()
+	d := startDiscovery(t, "")
+	o := startOrigin(t, "origin-a", addresses{}, discoveryAt(d))
+	a, b := startEdge(t, "edge-a", 1, discoveryAt(d)), startEdge(t, "edge-b", 1, discoveryAt(d))
+	publishClip(t, o.rtmpURL("live/demo"))
+	url := a.httpURL("live/demo.m3u8")
+	eventually(t, waitTimeout, "a playlist", func() error {
+		f, err := tryGet(url)
+		if err == nil && f.status != http.StatusOK {
+			err = fmt.Errorf("%d %s", f.status, f.body)
+		}
+		return err
+	})
+	if r := weir(t, waitTimeout, "drain", "--admin", "http://"+a.admin, "--deadline", "5s"); r.code != 0 {
+		t.Fatalf("weir drain: %s", r.stderr)
+	}
+	served := 0
+	eventually(t, waitTimeout, "the viewer is sent to the other edge", func() error {
+		switch f := get(t, url); f.status {
+		case http.StatusOK:
+			served++
+			return errors.New("it is served here")
+		case http.StatusFound:
+			if to := f.header.Get("Location"); !strings.HasPrefix(to, "http://"+b.http+"/live/demo.m3u8") {
+				t.Fatalf("sent to %s", to)
+			}
+			return nil
+		default:
+			t.Fatalf("%d %s", f.status, f.body)
+			return nil
+		}
+	})
+	if served == 0 {
+		t.Error("it was sent away at once")
+	}
+	if f := get(t, b.httpURL("live/demo.m3u8")); f.status != http.StatusOK {
+		t.Errorf("there: %d %s", f.status, f.body)
+	}
+}
+
 // BenchmarkDrain is the drain of one edge of four, each of which has 1000 viewers,
 // within a minute.
 func BenchmarkDrain(b *testing.B) {

@@ -69,7 +69,11 @@ func RunWorker(c *worker.Child, etcd discovery.EtcdOpener, log *slog.Logger) err
 	door = session.New(session.Options{
 		Config: cfg.Play, RTMP: cfg.RTMP.ServerConfig, Vhosts: e.Vhosts(), Role: e, Delays: delays, Log: log, Set: set,
 		Admit: func(ctx context.Context, n session.Newcomer) error {
-			if draining.Draining() {
+			switch {
+			case !draining.Draining():
+			case gate.Stays(n, draining.Past):
+				return nil
+			default:
 				return e.TurnAway(ctx, n)
 			}
 			return gate.Admit(ctx, n)

@@ -12,6 +12,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
@@ -57,6 +58,10 @@ type Gate struct {
 	sent    *metrics.Counter
 	waited  *metrics.Histogram
 	waiting *metrics.Counter // goes down as well
+	shed    *metrics.Counter
+
+	mu   sync.Mutex
+	full time.Time // guarded by mu; since when viewers could be asked to leave; zero: they cannot
 }
 
 // NewGate returns a gate.
@@ -71,6 +76,7 @@ func NewGate(o GateOptions) *Gate {
 		sent:    o.Set.NewCounter("weir_load_redirects_total"),
 		waited:  o.Set.NewHistogram("weir_admission_wait_seconds"),
 		waiting: o.Set.NewCounter("weir_admission_waiting"),
+		shed:    o.Set.NewCounter("weir_shed_viewers_total"),
 	}
 }
 
@@ -96,13 +102,21 @@ func (g *Gate) Admit(ctx context.Context, n session.Newcomer) error {
 
 // admitViewer decides about a playlist. What was decided about a viewer holds as long as
 // it asks: a player that asks for each playlist where it began is sent to the same node
-// again.
+// again. One that is here may be asked to leave a node that is full, by a redirect: with
+// a chance that makes it a share of ShedRate of them in a second.
 func (g *Gate) admitViewer(ctx context.Context, status load.Status, n session.Newcomer) error {
 	w, now := viewer{n.Remote.Addr(), n.Target.Key.String()}, time.Now()
 	known, ok := g.viewers.find(now, w)
 	switch {
-	case ok && known.to == nil:
+	case ok && known.to == nil && !g.sheds(now, status, now.Sub(known.at)):
 		return nil
+	case ok && known.to == nil:
+		r := g.redirect(ctx, status, n, true)
+		if r != nil {
+			g.shed.Inc()
+			g.viewers.enter(now, w, r)
+		}
+		return r
 	case ok && status.Soft:
 		return g.send(n, known.node, *known.to, known.hops)
 	}
@@ -115,6 +129,32 @@ func (g *Gate) admitViewer(ctx context.Context, status load.Status, n session.Ne
 		g.viewers.enter(now, w, nil)
 	}
 	return refusal
+}
+
+// sheds decides whether a viewer that has asked before that long is asked to leave.
+func (g *Gate) sheds(now time.Time, status load.Status, ago time.Duration) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case !status.Shed:
+		g.full = time.Time{}
+		return false
+	case g.full.IsZero():
+		g.full = now
+	}
+	return now.Sub(g.full) >= g.opt.Config.ShedAfter && rand.Float64() < g.opt.Config.ShedRate*ago.Seconds()
+}
+
+// Stays reports whether a newcomer is a viewer of HLS that is here and whose time to go
+// elsewhere, in a drain, has not come: past reports whether a share of the drain's time,
+// from 0 to 1, is over. Viewers have shares that are spread evenly.
+func (g *Gate) Stays(n session.Newcomer, past func(share float64) bool) bool {
+	if n.Kind != session.KindHLS {
+		return false
+	}
+	w := viewer{n.Remote.Addr(), n.Target.Key.String()}
+	known, ok := g.viewers.find(time.Now(), w)
+	return ok && known.to == nil && !past(w.share())
 }
 
 // mostHops is how often a client is sent on: from where it came to a better node, and

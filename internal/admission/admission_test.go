@@ -289,6 +289,103 @@ func TestViewersStay(t *testing.T) {
 	})
 }
 
+// audience is viewers of HLS that ask for a playlist every two seconds, as long as they
+// are served here. It returns how many are left after the time, at most one question
+// each.
+func audience(t *testing.T, n int, during time.Duration, ask func(session.Newcomer) error) (left int) {
+	t.Helper()
+	away := map[int]bool{}
+	for begin := time.Now(); time.Since(begin) < during; time.Sleep(2 * time.Second) {
+		for i := range n {
+			v := newcomer(session.KindHLS, "hls")
+			v.Remote = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 1)
+			if away[i] {
+				continue
+			}
+			err := ask(v)
+			var r *session.Redirect
+			switch {
+			case errors.As(err, &r):
+				away[i] = true
+			case err != nil:
+				t.Fatalf("viewer %d: %v", i, err)
+			}
+		}
+	}
+	return n - len(away)
+}
+
+// Viewers of HLS leave a node that is full for a better one, a share of them in each
+// second, as players do, and only while it is full; none leaves if there is no other.
+func TestViewersAreAskedToLeave(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var status load.Status
+		s := &scheduler{load: 0.1}
+		cfg := DefaultConfig() // 2 % per second, after 5 s
+		g := NewGate(GateOptions{Config: cfg, Status: func() load.Status { return status }, Set: metrics.NewSet(), Node: "self", Placer: s})
+		const n = 2000
+		admit := func(v session.Newcomer) error { return g.Admit(t.Context(), v) }
+		if left := audience(t, n, 10*time.Second, admit); left != n {
+			t.Errorf("calm: %d of %d are left", left, n)
+		}
+		status = load.Status{Effective: 0.95, Soft: true, Hard: true} // others burn the processors
+		if left := audience(t, n, 20*time.Second, admit); left != n {
+			t.Errorf("full through others: %d of %d are left", left, n)
+		}
+		status.Shed = true
+		if left := audience(t, n, 5*time.Second, admit); left != n {
+			t.Errorf("full for a moment: %d of %d are left", left, n)
+		}
+		// Of what is left each second 2 % go: after 20 s two thirds.
+		left := audience(t, n, 20*time.Second, admit)
+		if share := float64(left) / n; share < 0.6 || share > 0.75 {
+			t.Errorf("full: %d of %d are left", left, n)
+		}
+		if got := g.shed.Get(); got != uint64(n-left) {
+			t.Errorf("%d counted, %d left", got, n-left)
+		}
+		s.mu.Lock()
+		s.err = discovery.ErrNoNode
+		s.mu.Unlock()
+		g = NewGate(GateOptions{Config: cfg, Status: func() load.Status { return status }, Set: metrics.NewSet(), Node: "self", Placer: s})
+		status = load.Status{}
+		audience(t, n, 2*time.Second, admit)
+		status = load.Status{Effective: 0.95, Soft: true, Hard: true, Shed: true}
+		if left := audience(t, n, 60*time.Second, admit); left != n {
+			t.Errorf("without another node: %d of %d are left", left, n)
+		}
+	})
+}
+
+// In a drain viewers go when their share of the time is over, evenly; others than
+// viewers that are here do not stay.
+func TestViewersStayForTheirShareOfADrain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := NewGate(GateOptions{Config: DefaultConfig(), Status: func() load.Status { return load.Status{} }, Set: metrics.NewSet()})
+		const n = 2000
+		audience(t, n, 2*time.Second, func(v session.Newcomer) error { return g.Admit(t.Context(), v) })
+		for share := range 11 {
+			over := float64(share) / 10
+			left := audience(t, n, 2*time.Second, func(v session.Newcomer) error {
+				if g.Stays(v, func(share float64) bool { return over >= share }) {
+					return nil
+				}
+				return &session.Redirect{HTTP: "edge-2:8080"}
+			})
+			if got := float64(left) / n; math.Abs(got-(1-over)) > 0.03 {
+				t.Errorf("after %v of the time %v are left", over, got)
+			}
+		}
+		stranger := newcomer(session.KindHLS, "hls")
+		player := newcomer(session.KindPlay, "http-flv")
+		for _, v := range []session.Newcomer{stranger, player} {
+			if g.Stays(v, func(float64) bool { return false }) {
+				t.Errorf("%s of %s stays", v.Kind, v.Remote)
+			}
+		}
+	})
+}
+
 // A storm of players is let in at the rate, in order; publishers and nodes do not
 // wait, and players of tenants over their quota are the first to be refused.
 func TestStormIsSmoothed(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cespare/xxhash/v2"
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 
 	"weir/internal/session"
@@ -44,7 +45,8 @@ func newViewers() *viewers {
 	return &viewers{seen: all}
 }
 
-// find returns what is known of a viewer, and notes that it has asked again.
+// find returns what is known of a viewer, as it was when it asked before, and notes that
+// it has asked again.
 func (v *viewers) find(now time.Time, w viewer) (seen, bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -52,9 +54,20 @@ func (v *viewers) find(now time.Time, w viewer) (seen, bool) {
 	if !ok || now.Sub(s.at) >= viewerStays {
 		return seen{}, false
 	}
-	s.at = now
-	v.seen.Add(w, s)
+	again := s
+	again.at = now
+	v.seen.Add(w, again)
 	return s, true
+}
+
+// share is a number from 0 to below 1 that a viewer has, the same in all processes.
+func (w viewer) share() float64 {
+	var d xxhash.Digest
+	d.Reset()
+	addr := w.addr.As16()
+	_, _ = d.Write(addr[:])
+	_, _ = d.WriteString(w.stream)
+	return float64(d.Sum64()>>11) / (1 << 53)
 }
 
 // enter notes that a viewer is here or, with a redirect of Gate.send, that it was sent

@@ -195,6 +195,29 @@ func TestWhatIsLeftIsCutAtTheDeadline(t *testing.T) {
 	})
 }
 
+// The shares of a drain's time are over one after the other, the last when the last
+// player should have been moved.
+func TestSharesOfADrain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := NewProcess(newCrowd(0, 0), slog.New(slog.DiscardHandler), metrics.NewSet())
+		if p.Past(0) {
+			t.Error("a process that serves is past something")
+		}
+		begin := time.Now()
+		p.Apply(&Order{Since: begin, Until: begin.Add(10 * time.Second)})
+		for _, c := range []struct {
+			after time.Duration
+			share float64
+			want  bool
+		}{{0, 0, true}, {0, 0.01, false}, {4 * time.Second, 0.4, true}, {4 * time.Second, 0.5, false}, {9 * time.Second, 1, true}} {
+			time.Sleep(c.after - time.Since(begin))
+			if got := p.Past(c.share); got != c.want {
+				t.Errorf("after %v: past %v is %v", c.after, c.share, got)
+			}
+		}
+	})
+}
+
 // A process that retires keeps its publishers for longer than its players, and for no
 // longer than a drain of the node lasts.
 func TestARetiringProcessKeepsPublishers(t *testing.T) {

@@ -154,6 +154,16 @@ func (p *Process) Retire(o Order) {
 	p.final = true
 }
 
+// Past reports whether a share, from 0 to 1, of the time in which players are moved is
+// over; false if the process serves.
+func (p *Process) Past(share float64) bool {
+	o, _ := p.inForce()
+	if o == nil {
+		return false
+	}
+	return !time.Now().Before(o.Since.Add(time.Duration(share * float64(o.gone().Sub(o.Since)))))
+}
+
 // inForce returns the order, and what is closed when there is another.
 func (p *Process) inForce() (*Order, <-chan struct{}) {
 	p.mu.Lock()
@@ -261,9 +271,11 @@ func (o Order) gap(begin time.Time, n int) time.Duration {
 	if o.KickRate > 0 {
 		return max(time.Duration(float64(time.Second)/o.KickRate), time.Microsecond)
 	}
-	end := o.Until.Add(-min(o.Until.Sub(o.Since)/10, leaving))
-	return max(end.Sub(begin)/time.Duration(n), time.Microsecond)
+	return max(o.gone().Sub(begin)/time.Duration(n), time.Microsecond)
 }
+
+// gone is when the last player should have been moved.
+func (o Order) gone() time.Time { return o.Until.Add(-min(o.Until.Sub(o.Since)/10, leaving)) }
 
 // end cuts what is left.
 func (p *Process) end(publishers bool) {
