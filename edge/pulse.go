@@ -19,8 +19,10 @@ type pulse struct {
 }
 
 const (
-	// pulseEvery is how often the process is looked at.
-	pulseEvery = 100 * time.Millisecond
+	// pulseEvery is how often the process is looked at. It may take a shorter halt for
+	// a long one by as much, which costs a pull from upstream; each look costs a
+	// wake-up.
+	pulseEvery = aliveWithin / 2
 	// catchUp is how long a process that hung gets: what its connections hold is
 	// read in a moment, a dead one is found at once, and then its source is sought.
 	catchUp = 2 * time.Second

@@ -23,8 +23,10 @@ type Process struct {
 	sessions func() (players, publishers int)
 	log      *slog.Logger
 
-	usage   history[time.Duration] // measure's
-	trouble string                 // measure's; what was logged last
+	measuring sync.Mutex
+	usage     history[time.Duration] // guarded by measuring
+	trouble   string                 // guarded by measuring; what was logged last
+	asked     time.Time              // guarded by measuring; when Exchange measured
 
 	mu     sync.Mutex
 	report Report // guarded by mu
@@ -56,13 +58,19 @@ func NewProcess(o ProcessOptions) (*Process, error) {
 	return &Process{worker: o.Worker, reader: r, delays: o.Delays, sessions: o.Sessions, log: o.Log}, nil
 }
 
-// Run measures until ctx ends. It returns nil. Not beside a Node that the process
+// Run measures until ctx ends, as far as nobody asks by Exchange, which measures as
+// well: it saves waking up twice. It returns nil. Not beside a Node that the process
 // belongs to, which does so itself.
 func (p *Process) Run(ctx context.Context) error {
-	tick := time.NewTicker(Interval)
+	const patience = 4 * Interval
+	tick := time.NewTicker(patience)
 	defer tick.Stop()
 	for {
-		p.measure(time.Now())
+		p.measuring.Lock()
+		if now := time.Now(); now.Sub(p.asked) >= patience {
+			p.measure(now)
+		}
+		p.measuring.Unlock()
 		select {
 		case <-ctx.Done():
 			return nil
@@ -86,12 +94,19 @@ func (p *Process) Report() (r Report, known bool) {
 	return r, known
 }
 
-// Exchange takes the status of the node and returns what Report does. It is what a
-// worker answers its supervisor with.
+// Exchange takes the status of the node, measures, and returns what Report does. It is
+// what a worker answers its supervisor with, each Interval.
 func (p *Process) Exchange(s Status) (Report, bool) {
 	p.mu.Lock()
 	p.status = s
 	p.mu.Unlock()
+	p.measuring.Lock()
+	now := time.Now()
+	if now.Sub(p.asked) >= Interval/2 { // others may ask as well
+		p.asked = now
+		p.measure(now)
+	}
+	p.measuring.Unlock()
 	return p.Report()
 }
 
@@ -102,7 +117,7 @@ func (p *Process) Status() Status {
 	return p.status
 }
 
-// measure reads the process. One caller at a time.
+// measure reads the process. The caller holds measuring, or is the only one.
 func (p *Process) measure(now time.Time) {
 	u, err := p.reader.Process()
 	cpus, cerr := p.reader.CPUs()

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -26,7 +25,36 @@ type Reader struct {
 	disk       string   // path; empty: none
 	groups     groups
 
+	settled settled // what hardly ever changes
+
 	statfs func(path string, s *unix.Statfs_t) error // unix.Statfs but in tests
+}
+
+// settled is what was read of things that hardly ever change, to be read again after
+// settledFor: a node measures itself all the time, and most of what that cost was
+// these.
+type settled struct {
+	until       time.Time
+	allowed     []int
+	quota       bool   // the cgroup had one
+	descriptors uint64 // RLIMIT_NOFILE; 0: not read yet
+	devices     map[string]device
+}
+
+// device is what the kernel says of an interface of the network.
+type device struct {
+	loopback, hardware bool
+	speed              float64 // see Reader.speed
+}
+
+// settledFor is how soon other processors, quotas, limits and cards are noticed.
+const settledFor = 5 * time.Second
+
+// settle forgets what was read too long ago.
+func (r *Reader) settle() {
+	if now := time.Now(); now.After(r.settled.until) {
+		r.settled = settled{until: now.Add(settledFor), quota: true}
+	}
 }
 
 // NewReader returns a reader of the files below root, which is "/" but in tests, for
@@ -50,6 +78,7 @@ func NewReader(root string, pid int, cfg Config) (*Reader, error) {
 // Machine reads the machine. With an error, what could be read is returned all the
 // same; CPUs always is.
 func (r *Reader) Machine() (Machine, error) {
+	r.settle()
 	var m Machine
 	var errs []error
 	allowed, err := r.allowed()
@@ -69,7 +98,7 @@ func (r *Reader) Machine() (Machine, error) {
 	if m.CPUs == 0 {
 		m.CPUs = float64(max(len(allowed), 1))
 	}
-	if m.Quota, m.Used, err = r.groups.cpu(); err != nil {
+	if m.Quota, m.Used, err = r.quota(); err != nil {
 		errs = append(errs, err)
 	}
 	if m.Quota > 0 {
@@ -105,37 +134,52 @@ type Usage struct {
 
 // Process reads the process. With an error, what could be read is returned.
 func (r *Reader) Process() (Usage, error) {
+	r.settle()
 	var u Usage
 	stat, err := r.proc.Stat()
 	if err != nil {
 		return u, fmt.Errorf("read processor time: %w", err)
 	}
 	u.CPU = seconds(stat.CPUTime())
-	limits, err := r.proc.Limits()
-	if err != nil {
-		return u, fmt.Errorf("read limits: %w", err)
+	if r.settled.descriptors == 0 {
+		limits, err := r.proc.Limits()
+		if err != nil {
+			return u, fmt.Errorf("read limits: %w", err)
+		}
+		r.settled.descriptors = limits.OpenFiles
 	}
 	open, err := r.proc.FileDescriptorsLen()
 	if err != nil {
 		return u, fmt.Errorf("count descriptors: %w", err)
 	}
-	u.Descriptors = Space{Used: uint64(open), Limit: limits.OpenFiles}
+	u.Descriptors = Space{Used: uint64(open), Limit: r.settled.descriptors}
 	return u, nil
 }
 
 // CPUs returns how many processors the process may use: those that it may run on,
 // and its cgroup's quota.
 func (r *Reader) CPUs() (float64, error) {
+	r.settle()
 	allowed, err := r.allowed()
 	if err != nil {
 		return 0, fmt.Errorf("read processors: %w", err)
 	}
 	n := float64(len(allowed))
-	quota, _, err := r.groups.cpu()
+	quota, _, err := r.quota()
 	if quota > 0 {
 		n = min(n, quota)
 	}
 	return n, err
+}
+
+// quota returns what groups.cpu does.
+func (r *Reader) quota() (quota float64, used time.Duration, err error) {
+	if !r.settled.quota {
+		return 0, 0, nil
+	}
+	quota, used, err = r.groups.cpu()
+	r.settled.quota = quota > 0 || err != nil
+	return quota, used, err
 }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
@@ -143,22 +187,27 @@ func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Se
 // maxFile bounds what is read of a file, in bytes.
 const maxFile = 1 << 20
 
+// readFile reads a file of the kernel. os.ReadFile would cost twice as many system
+// calls, for trying to wait for it with the runtime's poller.
 func readFile(name string) ([]byte, error) {
-	f, err := os.Open(name)
+	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return nil, &os.PathError{Op: "open", Path: name, Err: err}
 	}
-	defer f.Close()
+	defer unix.Close(fd)
 	b := make([]byte, 4<<10)
 	n := 0
 	for {
-		k, err := f.Read(b[n:])
-		n += k
+		k, err := unix.Read(fd, b[n:])
 		switch {
-		case errors.Is(err, io.EOF):
-			return b[:n], nil
+		case errors.Is(err, unix.EINTR):
+			continue
 		case err != nil:
-			return nil, err
+			return nil, &os.PathError{Op: "read", Path: name, Err: err}
+		case k == 0:
+			return b[:n], nil
+		}
+		switch n += k; {
 		case n >= maxFile:
 			return nil, fmt.Errorf("%s: longer than %d bytes", name, maxFile)
 		case n == len(b):
@@ -170,13 +219,17 @@ func readFile(name string) ([]byte, error) {
 // allowed returns the processors that the process may run on: its affinity, which
 // counts its cpuset in.
 func (r *Reader) allowed() ([]int, error) {
+	if r.settled.allowed != nil {
+		return r.settled.allowed, nil
+	}
 	text, err := readFile(filepath.Join(r.root, "proc", strconv.Itoa(r.proc.PID), "status"))
 	if err != nil {
 		return nil, err
 	}
 	for line := range bytes.Lines(text) {
 		if list, ok := bytes.CutPrefix(line, []byte("Cpus_allowed_list:")); ok {
-			return parseCPUList(string(list))
+			r.settled.allowed, err = parseCPUList(string(list))
+			return r.settled.allowed, err
 		}
 	}
 	return nil, errors.New("status has no Cpus_allowed_list")
@@ -250,13 +303,14 @@ func (r *Reader) links() ([]Link, error) {
 	}
 	var all, hardware []Link
 	for _, l := range devices {
+		d := r.device(l.Name)
 		switch {
-		case len(r.interfaces) > 0 && !matches(r.interfaces, l.Name), len(r.interfaces) == 0 && r.isLoopback(l.Name):
+		case len(r.interfaces) > 0 && !matches(r.interfaces, l.Name), len(r.interfaces) == 0 && d.loopback:
 			continue
 		}
-		l.BitsPerSecond = r.speed(l.Name)
+		l.BitsPerSecond = d.speed
 		all = append(all, l)
-		if r.isHardware(l.Name) {
+		if d.hardware {
 			hardware = append(hardware, l)
 		}
 	}
@@ -301,14 +355,27 @@ func matches(patterns []string, name string) bool {
 	})
 }
 
-func (r *Reader) device(name, file string) string {
+// device returns what the kernel says of an interface.
+func (r *Reader) device(name string) device {
+	d, ok := r.settled.devices[name]
+	if !ok {
+		d = device{loopback: r.isLoopback(name), hardware: r.isHardware(name), speed: r.speed(name)}
+		if r.settled.devices == nil {
+			r.settled.devices = map[string]device{}
+		}
+		r.settled.devices[name] = d
+	}
+	return d
+}
+
+func (r *Reader) deviceFile(name, file string) string {
 	return filepath.Join(r.root, "sys/class/net", name, file)
 }
 
 // isLoopback goes by the kernel's flags (IFF_LOOPBACK), and by the usual name where
 // there is no /sys.
 func (r *Reader) isLoopback(name string) bool {
-	text, err := readFile(r.device(name, "flags"))
+	text, err := readFile(r.deviceFile(name, "flags"))
 	if err != nil {
 		return name == "lo"
 	}
@@ -317,14 +384,14 @@ func (r *Reader) isLoopback(name string) bool {
 }
 
 func (r *Reader) isHardware(name string) bool {
-	_, err := os.Stat(r.device(name, "device"))
+	_, err := os.Stat(r.deviceFile(name, "device"))
 	return err == nil
 }
 
 // speed returns what the kernel says of an interface in bits per second, 0 if it
 // does not know: then the file holds -1 or cannot be read.
 func (r *Reader) speed(name string) float64 {
-	text, err := readFile(r.device(name, "speed"))
+	text, err := readFile(r.deviceFile(name, "speed"))
 	if err != nil {
 		return 0
 	}
