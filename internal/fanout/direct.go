@@ -68,26 +68,26 @@ func unacknowledged(fd uintptr) int {
 	return n
 }
 
-// keeper is a connection whose descriptor nothing but Release closes after a Keep
-// that reported true.
+// keeper is a connection that can be replaced by one whose descriptor nothing but its
+// own Close closes.
 type keeper interface {
-	Keep() bool
-	Release() error
+	Keep() (net.Conn, bool)
 }
 
-// ownFD returns the descriptor of a connection that the engine can have for
-// itself, -1 of others. Writing to it costs an eighth less than through RawConn,
-// which takes the locks of the connection for each call.
-func ownFD(c net.Conn, raw syscall.RawConn) int {
+// own returns what replaces a connection whose descriptor the engine can have for
+// itself, and the descriptor; -1 of others. Writing to it costs an eighth less than
+// through RawConn, which takes the locks of the connection for each call.
+func own(c net.Conn) (kept net.Conn, raw syscall.RawConn, fd int) {
 	k, ok := c.(keeper)
-	if !ok || !k.Keep() {
-		return -1
+	if !ok {
+		return nil, nil, -1
 	}
-	own := -1 // from Keep on it is open, and stays so
-	if raw.Control(func(fd uintptr) { own = int(fd) }) != nil {
-		_ = k.Release()
+	if kept, ok = k.Keep(); !ok {
+		return nil, nil, -1
 	}
-	return own
+	raw, _ = direct(kept)
+	_ = raw.Control(func(its uintptr) { fd = int(its) }) // it is open, and stays so
+	return kept, raw, fd
 }
 
 // socketWriter sends to sockets without waiting. It belongs to one goroutine.

@@ -207,13 +207,15 @@ var ErrClosed = errors.New("fan-out is closed")
 func (e *Engine) Add(p Player) (*Session, error) {
 	s := &Session{e: e, p: p, fd: -1, at: -1, cursor: p.Stream.Join()}
 	if raw, ok := direct(p.Conn); ok {
+		if kept, its, fd := own(p.Conn); kept != nil {
+			s.p.Conn, raw, s.fd = kept, its, fd
+		}
 		s.raw = raw
 		if s.shard = e.urgent; !p.Urgent {
 			s.shard = e.shards[int(e.turn.Add(1))%len(e.shards)]
 		}
 		prepare(raw, p.Limits)
 		s.unsent = unsentFirst
-		s.fd = ownFD(p.Conn, raw)
 	} else {
 		s.place, s.wake = chased, make(chan struct{}, 1) // from the first End on
 		if below, ok := p.Conn.(interface{ NetConn() net.Conn }); ok {

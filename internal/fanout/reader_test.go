@@ -66,15 +66,18 @@ type owned struct {
 	closed, released atomic.Int64
 }
 
-func (c *owned) Keep() bool { return true }
-
-func (c *owned) Release() error {
-	c.released.Add(1)
-	return c.TCPConn.Close()
-}
+func (c *owned) Keep() (net.Conn, bool) { return kept{c}, true }
 
 func (c *owned) Close() error {
 	c.closed.Add(1)
+	return c.TCPConn.Close()
+}
+
+// kept is what Keep gives.
+type kept struct{ *owned }
+
+func (c kept) Close() error {
+	c.released.Add(1)
 	return c.TCPConn.Close()
 }
 

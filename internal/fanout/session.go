@@ -248,11 +248,7 @@ func (s *Session) close(why Reason) {
 			_ = c.SetLinger(0)
 		}
 	}
-	if s.fd >= 0 {
-		_ = s.p.Conn.(keeper).Release()
-	} else {
-		_ = s.p.Conn.Close()
-	}
+	_ = s.p.Conn.Close()
 }
 
 // readBlocking gives what the player sends to Read, for connections that the

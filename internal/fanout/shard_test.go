@@ -910,7 +910,7 @@ func TestRoundsFollowTheBeat(t *testing.T) {
 }
 
 // With an owned descriptor nobody but the shard that has the player, or whoever
-// comes when no shard has it, closes the connection; and only by Release.
+// comes when no shard has it, closes the connection; and only what Keep returned.
 func TestOwnedDescriptorIsClosedByItsOwner(t *testing.T) {
 	for _, end := range []struct {
 		name string
@@ -975,7 +975,7 @@ func TestOwnedDescriptorIsClosedByItsOwner(t *testing.T) {
 					}
 					<-done
 					if k.stolen.Load() > 0 || k.released.Load() == 0 || !k.isClosed() {
-						t.Errorf("closed by Close %d times, by Release %d times", k.stolen.Load(), k.released.Load())
+						t.Errorf("closed by whom it was kept from %d times, by the owner %d times", k.stolen.Load(), k.released.Load())
 					}
 				})
 			})
@@ -996,8 +996,8 @@ func TestDescriptorThatIsClosedAlready(t *testing.T) {
 		if err != nil || p.fd >= 0 {
 			t.Errorf("descriptor %d: %v", p.fd, err)
 		}
-		if r := <-done; r.Reason != Left || k.released.Load() != 1 {
-			t.Errorf("%+v, released %d times", r, k.released.Load())
+		if r := <-done; r.Reason != Left || k.stolen.Load() != 1 {
+			t.Errorf("%+v, closed %d times", r, k.stolen.Load())
 		}
 	})
 }

@@ -237,20 +237,28 @@ func (r rawSocket) Write(f func(fd uintptr) bool) error {
 // ownedSocket is one whose descriptor the engine has for itself.
 type ownedSocket struct {
 	*socket
-	stolen   atomic.Int64 // times that it was closed while a shard might
+	stolen   atomic.Int64 // times that it was closed past who has it
 	released atomic.Int64
 }
 
-func (s *ownedSocket) Keep() bool { return true }
-
-func (s *ownedSocket) Release() error {
-	s.released.Add(1)
-	return s.socket.Close()
+func (s *ownedSocket) Keep() (net.Conn, bool) {
+	if s.isClosed() {
+		return nil, false
+	}
+	return keptSocket{s}, true
 }
 
 // Close must not be called by the engine.
 func (s *ownedSocket) Close() error {
 	s.stolen.Add(1)
+	return s.socket.Close()
+}
+
+// keptSocket is what Keep gives.
+type keptSocket struct{ *ownedSocket }
+
+func (s keptSocket) Close() error {
+	s.released.Add(1)
 	return s.socket.Close()
 }
 

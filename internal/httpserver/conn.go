@@ -1,12 +1,13 @@
 package httpserver
 
 import (
-	"errors"
 	"io"
 	"net"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"weir/internal/secure"
 )
@@ -44,7 +45,8 @@ type record struct {
 	fate   atomic.Int32 // fate
 	linger atomic.Bool  // the peer may still be sending a request that was refused
 
-	counted bool // guarded by run.mu; among the taken connections
+	counted bool      // guarded by run.mu; among the taken connections
+	bare    *bareConn // guarded by run.mu; what Keep has made of the connection, nil before
 
 	// Owned by the request handler until the hijack, then by the hijack's goroutine.
 	pending func(net.Conn) // what Takeover was asked to run, until it runs
@@ -58,7 +60,7 @@ type fate int32
 
 const (
 	fateOpen   fate = iota // whoever comes first
-	fateKept               // Release alone
+	fateKept               // the owner of the bareConn alone
 	fateClosed             // it is closed
 )
 
@@ -152,30 +154,41 @@ func (c *tcpConn) Close() error {
 func (c *tcpConn) abort() { _ = c.end() }
 
 func (c *tcpConn) end() error {
-	switch {
-	case c.leave(fateOpen):
+	if c.leave(fateOpen) {
 		return c.TCPConn.Close()
-	case fate(c.fate.Load()) == fateKept: // its owner finds out
-		return errors.Join(c.TCPConn.CloseRead(), c.TCPConn.CloseWrite())
+	}
+	c.run.mu.Lock()
+	kept := c.bare
+	c.run.mu.Unlock()
+	if kept != nil { // its owner finds out
+		return kept.shutdown(unix.SHUT_RDWR)
 	}
 	return net.ErrClosed
 }
 
-// Keep makes Release the only thing that closes the descriptor of a taken
-// connection, for an owner that uses the descriptor itself: it would otherwise
-// write to whatever file gets its number next. Close, and the server's shutdown,
-// then only shut the socket down, which the owner notices. It reports false if the
-// connection is closed already, or kept.
-func (c *tcpConn) Keep() bool {
-	return c.fate.CompareAndSwap(int32(fateOpen), int32(fateKept))
-}
-
-// Release closes a connection that is kept and gives its place back, once.
-func (c *tcpConn) Release() error {
-	if !c.leave(fateKept) {
-		return net.ErrClosed
+// Keep returns a connection in place of a taken one, for an owner that uses the
+// descriptor itself: nothing but its Close closes that, where it would otherwise write
+// to whatever file gets the number next. Close of the one before, and the server's
+// shutdown, then only shut the socket down, which the owner notices; nothing else may
+// be done with it. It returns false, and changes nothing, if the connection is closed
+// already, or kept, or no descriptor is left.
+func (c *tcpConn) Keep() (net.Conn, bool) {
+	c.run.mu.Lock()
+	defer c.run.mu.Unlock()
+	if c.bare != nil {
+		return nil, false
 	}
-	return c.TCPConn.Close()
+	fd, err := duplicate(c.TCPConn)
+	if err != nil {
+		return nil, false
+	}
+	if !c.fate.CompareAndSwap(int32(fateOpen), int32(fateKept)) { // closed meanwhile
+		unix.Close(fd)
+		return nil, false
+	}
+	_ = c.TCPConn.Close() // the socket lives on
+	c.TCPConn, c.bare = nil, &bareConn{rec: &c.record, fd: fd}
+	return c.bare, true
 }
 
 // lingerClose ends the sending side of c and reads what its peer still sends, for

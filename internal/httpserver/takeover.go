@@ -25,8 +25,8 @@ import (
 // stays with it. conn has no deadlines; a plain TCP connection offers all that a
 // *net.TCPConn does, raw access and writev included. Whoever has conn closes it;
 // until then it holds its place at the gate, and the server closes it when it
-// shuts down. A plain TCP connection also has the methods Keep() bool and Release()
-// error, for an owner that uses its descriptor.
+// shuts down. A plain TCP connection also has the method Keep() (net.Conn, bool), for
+// an owner that uses its descriptor.
 func (s *Server) Takeover(ctx *fasthttp.RequestCtx, f func(conn net.Conn)) bool {
 	h := &ctx.Response.Header
 	if len(h.Peek("Cache-Control")) == 0 {

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/valyala/fasthttp"
 
@@ -242,13 +243,10 @@ func TestTakeoverWithNetHTTPClient(t *testing.T) {
 	}
 }
 
-// A connection that is kept is closed by Release alone; Close and the shutdown only
-// end what flows over it.
+// A connection that is kept is closed by its owner alone; Close of what it was before,
+// and the shutdown, only end what flows over it.
 func TestKeptConnection(t *testing.T) {
-	type keeper interface {
-		Keep() bool
-		Release() error
-	}
+	type keeper interface{ Keep() (net.Conn, bool) }
 	for _, c := range []struct {
 		name string
 		end  func(n *node, conn net.Conn)
@@ -263,10 +261,17 @@ func TestKeptConnection(t *testing.T) {
 		client := n.send("GET /live HTTP/1.1\nHost: h\n\n")
 		conn := <-conns
 		k := conn.(keeper)
-		if !k.Keep() || k.Keep() {
+		kept, ok := k.Keep()
+		if _, again := k.Keep(); !ok || again {
 			t.Fatalf("%s: Keep is not for one owner", c.name)
 		}
-		raw, err := conn.(syscall.Conn).SyscallConn()
+		if got, want := kept.RemoteAddr().String(), client.LocalAddr().String(); got != want {
+			t.Errorf("%s: it comes from %s, not %s", c.name, got, want)
+		}
+		if got, want := kept.LocalAddr().String(), client.RemoteAddr().String(); got != want {
+			t.Errorf("%s: it goes to %s, not %s", c.name, got, want)
+		}
+		raw, err := kept.(syscall.Conn).SyscallConn()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -275,20 +280,20 @@ func TestKeptConnection(t *testing.T) {
 		if _, err := io.ReadAll(client); err != nil {
 			t.Errorf("%s: the client gets %v instead of the end", c.name, err)
 		}
-		if m, err := conn.Read(make([]byte, 1)); m > 0 || err != io.EOF {
+		if m, err := kept.Read(make([]byte, 1)); m > 0 || err != io.EOF {
 			t.Errorf("%s: the owner reads %v instead of the end", c.name, err)
 		}
 		if err := raw.Control(func(uintptr) {}); err != nil {
 			t.Errorf("%s: the descriptor is closed: %v", c.name, err)
 		}
 		n.metric(`weir_http_taken_connections 1`)
-		if err := k.Release(); err != nil {
+		if err := kept.Close(); err != nil {
 			t.Errorf("%s: %v", c.name, err)
 		}
 		if raw.Control(func(uintptr) {}) == nil {
-			t.Errorf("%s: Release does not close", c.name)
+			t.Errorf("%s: Close does not close", c.name)
 		}
-		if k.Release() == nil || conn.Close() == nil || k.Keep() {
+		if _, again := k.Keep(); again || kept.Close() == nil || conn.Close() == nil {
 			t.Errorf("%s: closed twice", c.name)
 		}
 		close(over)
@@ -304,21 +309,84 @@ func TestKeepRacesWithClose(t *testing.T) {
 	for range 200 {
 		n.send("GET /live HTTP/1.1\nHost: h\n\n").Close()
 		conn := <-conns
-		raw, err := conn.(syscall.Conn).SyscallConn()
+		var closer sync.WaitGroup
+		closer.Go(func() { conn.Close() })
+		kept, ok := conn.(interface{ Keep() (net.Conn, bool) }).Keep()
+		closer.Wait()
+		if !ok {
+			continue
+		}
+		raw, err := kept.(syscall.Conn).SyscallConn()
 		if err != nil {
 			t.Fatal(err)
 		}
-		var closer sync.WaitGroup
-		closer.Go(func() { conn.Close() })
-		k := conn.(interface {
-			Keep() bool
-			Release() error
-		})
-		kept := k.Keep()
-		open := raw.Control(func(uintptr) {}) == nil
-		closer.Wait()
-		if kept && (!open || k.Release() != nil) {
+		if raw.Control(func(uintptr) {}) != nil || kept.Close() != nil {
 			t.Fatal("a descriptor that was kept was closed")
+		}
+	}
+}
+
+// A connection that is kept waits like any other, once somebody has to: for room, up to
+// a deadline, and until it is closed.
+func TestKeptConnectionWaits(t *testing.T) {
+	conns := make(chan net.Conn, 1)
+	n := start(t, setup{handler: taker(conns)})
+	client := n.send("GET /live HTTP/1.1\nHost: h\n\n")
+	kept, ok := (<-conns).(interface{ Keep() (net.Conn, bool) }).Keep()
+	if !ok {
+		t.Fatal("it is not kept")
+	}
+	if err := kept.SetWriteDeadline(time.Time{}); err != nil || kept.(*bareConn).file != nil {
+		t.Errorf("no deadline: %v; the poller has it: %v", err, kept.(*bareConn).file != nil)
+	}
+	big := make([]byte, 16<<20)
+	if err := kept.SetWriteDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	sent, err := kept.Write(big)
+	if !errors.Is(err, os.ErrDeadlineExceeded) || sent == 0 || sent == len(big) {
+		t.Fatalf("%d bytes, %v", sent, err)
+	}
+	var reader sync.WaitGroup
+	reader.Go(func() {
+		if _, err := io.CopyN(io.Discard, client, int64(len(big))); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := kept.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := kept.Write(big[sent:]); err != nil || sent+m != len(big) {
+		t.Errorf("%d bytes more, %v", m, err)
+	}
+	reader.Wait()
+
+	var writer sync.WaitGroup
+	writing := make(chan struct{})
+	writer.Go(func() {
+		close(writing)
+		if _, err := kept.Write(big); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("closed meanwhile: %v", err)
+		}
+	})
+	<-writing
+	if err := kept.(*bareConn).SetLinger(0); err != nil {
+		t.Error(err)
+	}
+	if err := kept.Close(); err != nil {
+		t.Error(err)
+	}
+	writer.Wait()
+	for name, f := range map[string]func() error{
+		"write":    func() error { _, err := kept.Write(big); return err },
+		"read":     func() error { _, err := kept.Read(big); return err },
+		"deadline": func() error { return kept.SetDeadline(time.Now()) },
+		"none":     func() error { return kept.SetDeadline(time.Time{}) },
+		"end":      kept.(*bareConn).CloseWrite,
+		"linger":   func() error { return kept.(*bareConn).SetLinger(0) },
+	} {
+		if err := f(); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("%s of what is closed: %v", name, err)
 		}
 	}
 }
