@@ -27,7 +27,7 @@ func newBench(tb testing.TB, f Format, players int) *bench {
 	b.s.headers(0)
 	b.s.frame('K', 0, 1000)
 	for i := range players {
-		p := &Session{e: e, fd: noFile + i, at: -1, shard: b.shard, mailed: true,
+		p := &Session{e: e, fd: int32(noFile + i), at: -1, shard: b.shard, mailed: true,
 			p: Player{Stream: b.s.s, Format: f}, cursor: b.s.s.Join()}
 		b.shard.letter = append(b.shard.letter, p)
 	}

@@ -5,7 +5,6 @@ import (
 	"math"
 	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	"weir/internal/media"
@@ -113,11 +112,9 @@ func (c *chaser) run() {
 		case taken: // until the log is read to its end
 		case end != nil:
 			s.settle(Ended) // before the player can know it and leave
-			farewell := s.p.Farewell
-			if s.p.FarewellFor != nil {
-				farewell = s.p.FarewellFor(end)
+			if s.p.Farewell != nil {
+				_ = c.write(s.p.Farewell(end), nil) // the session is over either way
 			}
-			_ = c.write(farewell, nil) // the session is over either way
 			c.linger()
 			s.finish(Ended, end)
 			return
@@ -324,7 +321,7 @@ func (c *chaser) write(b []byte, in *shared) error {
 	last := time.Now() // guarded by mu; when the player took something
 	until := func() time.Time {
 		until := last.Add(c.p.Limits.WriteTimeout)
-		if look := time.Now().Add(lookEvery); c.socket() != nil && look.Before(until) {
+		if look := time.Now().Add(lookEvery); c.raw != nil && look.Before(until) {
 			until = look
 		}
 		return until
@@ -387,33 +384,24 @@ type patient interface {
 	OnLateWrite(f func() time.Time)
 }
 
-// socket returns the socket that the player's bytes go to, nil if that is not known.
-func (c *chaser) socket() syscall.RawConn {
-	if c.raw != nil {
-		return c.raw
-	}
-	return c.below
-}
-
 // takes reports whether the player has taken some of what lies in its socket since
 // the last look: the socket takes bytes again only when a third of it is free, which
 // a slow player needs long for.
 func (c *chaser) takes() bool {
-	socket := c.socket()
-	if socket == nil {
+	if c.raw == nil {
 		return false
 	}
 	before := c.owed
-	_ = socket.Control(func(fd uintptr) { c.owed = c.e.opt.hooks.owed(fd) })
+	_ = c.raw.Control(func(fd uintptr) { c.owed = c.e.opt.hooks.owed(fd) })
 	return c.owed < before
 }
 
 // tighten has the socket of a player that is stuck take no more than it needs to.
 func (c *chaser) tighten() {
 	c.stuck = true
-	if socket := c.socket(); socket != nil && c.unsent > unsentStuck {
+	if c.raw != nil && c.unsent > unsentStuck {
 		c.unsent = unsentStuck
-		limitUnsent(socket, c.unsent)
+		limitUnsent(c.raw, c.unsent)
 	}
 }
 

@@ -91,14 +91,12 @@ type Player struct {
 	// the caller reads: a player that leaves while its stream stalls is noticed by
 	// nobody else, who then calls End or EndGently.
 	Read func(s *Session, b []byte) bool
-	// Farewell is written when the stream has ended and all of it was sent. It
-	// may be nil. The sending side is closed behind it, and the connection when
-	// End is called or after 2 s: one that is closed at once while the player
-	// still has something to say is reset, which can eat what it has not read.
-	Farewell []byte
-	// FarewellFor, if not nil, is asked instead, with the cause that the stream was
-	// closed with.
-	FarewellFor func(cause error) []byte
+	// Farewell, if not nil, returns what is written when the stream has ended and all
+	// of it was sent, by the cause that the stream was closed with. The sending side is
+	// closed behind it, and the connection when End is called or after 2 s: one that is
+	// closed at once while the player still has something to say is reset, which can
+	// eat what it has not read.
+	Farewell func(cause error) []byte
 	// Done is called once, after the connection was closed, in a goroutine of the
 	// engine. It must not call Engine.Close.
 	Done func(Result)
@@ -208,7 +206,7 @@ func (e *Engine) Add(p Player) (*Session, error) {
 	s := &Session{e: e, p: p, fd: -1, at: -1, cursor: p.Stream.Join()}
 	if raw, ok := direct(p.Conn); ok {
 		if kept, its, fd := own(p.Conn); kept != nil {
-			s.p.Conn, raw, s.fd = kept, its, fd
+			s.p.Conn, raw, s.fd = kept, its, int32(fd)
 		}
 		s.raw = raw
 		if s.shard = e.urgent; !p.Urgent {
@@ -221,7 +219,7 @@ func (e *Engine) Add(p Player) (*Session, error) {
 		if below, ok := p.Conn.(interface{ NetConn() net.Conn }); ok {
 			if raw, ok := direct(below.NetConn()); ok {
 				prepare(raw, p.Limits)
-				s.below, s.unsent = raw, unsentFirst
+				s.raw, s.unsent = raw, unsentFirst
 			}
 		}
 	}
@@ -236,7 +234,7 @@ func (e *Engine) Add(p Player) (*Session, error) {
 	e.mu.Unlock()
 
 	if p.Read != nil {
-		if s.raw == nil || !e.reader.add(s) {
+		if s.shard == nil || !e.reader.add(s) {
 			e.running.Go(s.readBlocking)
 		}
 	}

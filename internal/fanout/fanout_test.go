@@ -44,7 +44,7 @@ func (s *source) joinOn(e *Engine, near, far net.Conn, f Format, l Limits, farew
 	p := &player{far: far, done: make(chan Result, 2)}
 	var err error
 	p.Session, err = e.Add(Player{
-		Conn: near, Stream: s.s, Format: f, Limits: l, Farewell: farewell,
+		Conn: near, Stream: s.s, Format: f, Limits: l, Farewell: func(error) []byte { return farewell },
 		Done: func(r Result) { p.done <- r },
 	})
 	if err != nil {

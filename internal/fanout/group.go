@@ -83,13 +83,13 @@ func newGroup(key groupKey) *group {
 
 // add puts a player among the healthy ones.
 func (g *group) add(p *Session) {
-	p.at = len(g.healthy)
+	p.at = int32(len(g.healthy))
 	g.healthy = append(g.healthy, p)
 }
 
 // wait puts a player among those that wait for a join point.
 func (g *group) wait(p *Session) {
-	p.at = len(g.waiting)
+	p.at = int32(len(g.waiting))
 	g.waiting = append(g.waiting, p)
 }
 
@@ -97,7 +97,7 @@ func (g *group) wait(p *Session) {
 func (g *group) remove(p *Session) {
 	for _, list := range []*[]*Session{&g.healthy, &g.waiting} {
 		l := *list
-		if p.at >= 0 && p.at < len(l) && l[p.at] == p {
+		if p.at >= 0 && int(p.at) < len(l) && l[p.at] == p {
 			last := len(l) - 1
 			l[p.at] = l[last]
 			l[p.at].at = p.at

@@ -14,35 +14,33 @@ type Session struct {
 	// Static after Add.
 	e     *Engine
 	p     Player
-	raw   syscall.RawConn // nil: the connection cannot be written to directly
-	below syscall.RawConn // without raw: the socket below TLS, to be looked at; may be nil
-	shard *shard          // nil without raw
-	fd    int             // the engine's own descriptor, -1 if it has none: its owner alone closes it
+	raw   syscall.RawConn // the socket; below TLS, to be looked at only; nil if that is not known
+	shard *shard          // nil if the connection cannot be written to directly
+	fd    int32           // the engine's own descriptor, -1 if it has none: its owner alone closes it
+
+	// Owned by whoever has the session: its shard, or its chaser.
+	unsent   int32 // TCP_NOTSENT_LOWAT of the socket
+	at       int32 // index among the group's players, -1 outside of it
+	started  bool  // the player has got the beginning of its format
+	group    *group
+	cursor   *stream.Cursor // where a chaser goes on
+	rest     []byte         // to be written before that; may begin in the middle of a tag
+	restIn   *shared        // what rest is a part of, nil if it is the session's alone
+	skipBase uint64         // tags lost before cursor
 
 	bytes   atomic.Uint64
 	skipped atomic.Uint64
 	watched atomic.Uint64 // id at the reader, 0 for none
 
-	// Owned by whoever has the session: its shard, or its chaser.
-	group   *group
-	at      int            // index among the group's players
-	cursor  *stream.Cursor // where a chaser goes on
-	rest    []byte         // to be written before that; may begin in the middle of a tag
-	restIn  *shared        // what rest is a part of, nil if it is the session's alone
-	unsent  int32          // TCP_NOTSENT_LOWAT of the socket
-	started bool           // the player has got the beginning of its format
-
-	skipBase uint64 // tags lost before cursor
-
 	mu     sync.Mutex
-	place  place         // guarded by mu
-	mailed bool          // guarded by mu; it lies in the shard's mail
 	wake   chan struct{} // guarded by mu; of the chaser, nil before the first; capacity 1
 	gone   chan struct{} // guarded by mu; for one who waits for End, nil if nobody does
 	inject []byte        // guarded by mu; to be written at the next tag boundary
 	reason Reason        // guarded by mu; why the session ends, once that is sure
-	ended  bool          // guarded by mu; End was called
 	wish   wish          // guarded by mu
+	place  place         // guarded by mu
+	mailed bool          // guarded by mu; it lies in the shard's mail
+	ended  bool          // guarded by mu; End was called
 }
 
 // place says who has a session.

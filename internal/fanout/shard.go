@@ -470,7 +470,7 @@ func (s *shard) inject(p *Session, b []byte) bool {
 // send sends what a player's socket takes of b. It reports false if the
 // connection is broken; the session is over then.
 func (s *shard) send(p *Session, b []byte) (n int, ok bool) {
-	n, err := s.out.write(p.fd, p.raw, b)
+	n, err := s.out.write(int(p.fd), p.raw, b)
 	s.sends++
 	p.bytes.Add(uint64(n))
 	if err != nil {

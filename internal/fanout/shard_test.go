@@ -941,7 +941,7 @@ func TestOwnedDescriptorIsClosedByItsOwner(t *testing.T) {
 						t.Fatal(err)
 					}
 					synctest.Wait()
-					if p.fd != int(k.fd) {
+					if p.fd != int32(k.fd) {
 						t.Fatal("the engine does not use the descriptor")
 					}
 					if slow {

@@ -60,7 +60,8 @@ func peerOf(ctx *fasthttp.RequestCtx) Peer {
 }
 
 func (s *Server) serveFLV(srv *httpserver.Server, ctx *fasthttp.RequestCtx, stem string) {
-	l := &live{protocol: protoFLV, remote: remoteOf(ctx.RemoteAddr()), peer: peerOf(ctx), encoder: string(ctx.UserAgent())}
+	peer := peerOf(ctx)
+	l := &live{protocol: protoFLV, remote: remoteOf(ctx.RemoteAddr()), node: peer.Node, encoder: string(ctx.UserAgent())}
 	upgrade := httpserver.IsWebSocket(ctx) || len(ctx.Request.Header.Peek("Sec-WebSocket-Key")) > 0
 	if upgrade {
 		l.protocol = protoWS
@@ -72,22 +73,22 @@ func (s *Server) serveFLV(srv *httpserver.Server, ctx *fasthttp.RequestCtx, stem
 	}
 	wait, cancel := s.context(context.Background())
 	var feed Feed
-	if err = s.admitted(wait, Newcomer{Kind: KindPlay, Target: t, Remote: l.remote, Peer: l.peer, Protocol: l.protocol, Secure: ctx.IsTLS(), Ticket: hop}); err == nil {
-		feed, err = s.opt.Role.Play(wait, PlayRequest{Target: t, Remote: l.remote, Peer: l.peer})
+	if err = s.admitted(wait, Newcomer{Kind: KindPlay, Target: t, Remote: l.remote, Peer: peer, Protocol: l.protocol, Secure: ctx.IsTLS(), Ticket: hop}); err == nil {
+		feed, err = s.opt.Role.Play(wait, PlayRequest{Target: t, Remote: l.remote, Peer: peer})
 	}
 	cancel()
 	if err != nil {
 		redirect, err := elsewhere(err, func(r *Redirect) string { return r.HTTP })
 		if redirect != nil {
 			s.ledger.refused(KindPlay, l.protocol, reasonOf(err), t.Key.String(), l.remote, err)
-			redirectHTTP(ctx, l.peer, redirect, redirect.httpURL(t, flvExt))
+			redirectHTTP(ctx, peer, redirect, redirect.httpURL(t, flvExt))
 			return
 		}
 		s.refuseHTTP(ctx, l, t.Key.String(), err)
 		return
 	}
 	ctx.SetContentType("video/x-flv")
-	tellEpoch(ctx, l.peer, feed.Epoch)
+	tellEpoch(ctx, peer, feed.Epoch)
 	if ctx.IsHead() {
 		feed.Release()
 		srv.Takeover(ctx, nil) // prepares the head that GET would get
@@ -109,7 +110,7 @@ func (s *Server) serveFLV(srv *httpserver.Server, ctx *fasthttp.RequestCtx, stem
 			return closeRestart
 		}
 		take, w = srv.TakeoverWebSocket, way{format: fanout.WebSocketFLV{}, farewell: func(error) []byte { return closeNormally }, read: controlFrames()}
-	case l.peer.Node != "":
+	case l.node != "":
 		w.format, w.farewell = fanout.FLV{Marks: true}, farewellFLV
 	}
 	if !take(ctx, func(c net.Conn) { s.playFLV(l, t, feed, conn.set(c), w) }) {
@@ -207,7 +208,8 @@ func (c *lateConn) Close() error {
 }
 
 func (s *Server) serveHLS(ctx *fasthttp.RequestCtx, file hls.Request) {
-	l := &live{protocol: "hls", remote: remoteOf(ctx.RemoteAddr()), peer: peerOf(ctx)}
+	peer := peerOf(ctx)
+	l := &live{protocol: "hls", remote: remoteOf(ctx.RemoteAddr()), node: peer.Node}
 	t, hop, err := s.target(ctx, "/"+file.App+"/"+file.Name)
 	if err != nil {
 		s.refuseHTTP(ctx, l, file.App+"/"+file.Name, err)
@@ -217,10 +219,10 @@ func (s *Server) serveHLS(ctx *fasthttp.RequestCtx, file hls.Request) {
 	defer cancel()
 	var o hls.Object
 	if !file.Segment { // a viewer that is here gets its segments to the end
-		err = s.admitted(wait, Newcomer{Kind: KindHLS, Target: t, Remote: l.remote, Peer: l.peer, Protocol: l.protocol, Secure: ctx.IsTLS(), Ticket: hop})
+		err = s.admitted(wait, Newcomer{Kind: KindHLS, Target: t, Remote: l.remote, Peer: peer, Protocol: l.protocol, Secure: ctx.IsTLS(), Ticket: hop})
 	}
 	if err == nil {
-		o, err = s.opt.Role.HLS(wait, HLSRequest{Target: t, File: file, Remote: l.remote, Peer: l.peer})
+		o, err = s.opt.Role.HLS(wait, HLSRequest{Target: t, File: file, Remote: l.remote, Peer: peer})
 	}
 	redirect, err := elsewhere(err, func(r *Redirect) string { return r.HTTP })
 	switch {
@@ -228,7 +230,7 @@ func (s *Server) serveHLS(ctx *fasthttp.RequestCtx, file hls.Request) {
 		o.Respond(ctx, "")
 	case redirect != nil:
 		ext := strings.TrimPrefix(string(ctx.Path()), "/"+t.Key.Path())
-		redirectHTTP(ctx, l.peer, redirect, redirect.httpURL(t, ext))
+		redirectHTTP(ctx, peer, redirect, redirect.httpURL(t, ext))
 	default:
 		s.refuseHTTP(ctx, l, t.Key.String(), err)
 	}

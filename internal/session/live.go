@@ -33,7 +33,7 @@ type live struct {
 	stream   string       // key
 	vhost    *vhost.Vhost // of a player
 	remote   netip.AddrPort
-	peer     Peer
+	node     string // id of the node that the peer is, empty for none
 	encoder  string
 	since    time.Time
 	close    func(why string)               // ends the connection; safe to call at any time
@@ -89,7 +89,7 @@ func remoteName(a netip.AddrPort) string {
 }
 
 func (l *live) peerLabel() string {
-	if l.peer.Node != "" {
+	if l.node != "" {
 		return "node"
 	}
 	return "client"
@@ -190,8 +190,8 @@ func (g *ledger) finish(l *live, vhostName, reason string, err error) {
 		"id", l.id, "kind", l.kind, "protocol", l.protocol, "stream", l.stream, "remote", l.remoteName(),
 		"reason", reason, "duration", time.Since(l.since).Round(time.Millisecond).String(), "bytes", bytes, "lost_frames", skipped,
 	}
-	if l.peer.Node != "" {
-		args = append(args, "node", l.peer.Node)
+	if l.node != "" {
+		args = append(args, "node", l.node)
 	}
 	if l.encoder != "" {
 		args = append(args, "client", l.encoder)

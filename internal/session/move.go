@@ -28,7 +28,7 @@ func (s *Server) Movable() []string {
 	defer g.mu.Unlock()
 	var ids []string
 	for id, l := range g.sessions {
-		stays := s.opt.NodesStay && l.peer.Node != ""
+		stays := s.opt.NodesStay && l.node != ""
 		if l.isPlayer() && l.playing.Load() != nil && !l.told.Load() && !stays {
 			ids = append(ids, id)
 		}
@@ -53,7 +53,7 @@ func (s *Server) Sheddable() []string {
 	over := map[string]int{} // players over the quota, by vhost
 	var first, ids []string
 	for id, l := range g.sessions {
-		if !l.isPlayer() || l.peer.Node != "" || l.playing.Load() == nil || l.told.Load() {
+		if !l.isPlayer() || l.node != "" || l.playing.Load() == nil || l.told.Load() {
 			continue
 		}
 		name, quota := l.vhost.Name, l.vhost.Config.Play.Quota

@@ -100,7 +100,7 @@ func badTarget(kind rtmp.Kind, err error) rtmp.Status {
 func (s *Server) publishRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.Request, n Newcomer) bool {
 	t, remote, peer := n.Target, n.Remote, n.Peer
 	l := &live{
-		kind: KindPublish, protocol: protoRTMP, stream: t.Key.String(), remote: remote, peer: peer, encoder: req.FlashVer,
+		kind: KindPublish, protocol: protoRTMP, stream: t.Key.String(), remote: remote, node: peer.Node, encoder: req.FlashVer,
 		close: func(why string) {
 			if _, told := farewells[why]; told {
 				c.Interrupt()
@@ -251,7 +251,7 @@ func (s *Server) playRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.Req
 	}
 	defer feed.Release()
 	l := &live{
-		protocol: protoRTMP, remote: remote, peer: peer, encoder: req.FlashVer,
+		protocol: protoRTMP, remote: remote, node: peer.Node, encoder: req.FlashVer,
 		goodbye: func(why fanout.Reason) []byte { return s.goodbyeRTMP(c, req, n, why) },
 	}
 	if err := s.admit(l, t, c); err != nil {

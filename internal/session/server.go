@@ -164,18 +164,13 @@ type way struct {
 // is called at the end, also when play fails.
 func (s *Server) play(l *live, t vhost.Target, feed Feed, conn net.Conn, w way, done func()) (*fanout.Session, error) {
 	session, err := s.engine.Add(fanout.Player{
-		Conn:   conn,
-		Stream: feed.Stream,
-		Format: w.format,
-		Read:   w.read,
-		Urgent: l.peer.Node != "",
-		FarewellFor: func(cause error) []byte {
-			if w.farewell == nil {
-				return nil
-			}
-			return w.farewell(cause)
-		},
-		Limits: fanout.Limits{MaxLag: s.opt.Config.MaxLag, WriteTimeout: s.opt.Config.WriteTimeout},
+		Conn:     conn,
+		Stream:   feed.Stream,
+		Format:   w.format,
+		Read:     w.read,
+		Urgent:   l.node != "",
+		Farewell: w.farewell,
+		Limits:   fanout.Limits{MaxLag: s.opt.Config.MaxLag, WriteTimeout: s.opt.Config.WriteTimeout},
 		Done: func(r fanout.Result) {
 			l.result.Store(&r)
 			err, reason := r.Err, string(r.Reason)
@@ -185,7 +180,7 @@ func (s *Server) play(l *live, t vhost.Target, feed Feed, conn net.Conn, w way, 
 			if errors.As(r.Err, new(*Redirect)) && r.Reason == fanout.Ended {
 				reason = reasonRedirect
 			}
-			s.ledger.finish(l, t.Vhost.Name, reason, err)
+			s.ledger.finish(l, l.vhost.Name, reason, err) // of t, which it would cost to keep
 			done()
 		},
 	})

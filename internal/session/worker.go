@@ -17,7 +17,7 @@ const WorkerFLVPath = "/_weir/flv"
 
 // ServeWorkerFLV serves a stream to another worker as HTTP-FLV.
 func (s *Server) ServeWorkerFLV(w http.ResponseWriter, r *http.Request) {
-	l := &live{protocol: protoPull, peer: Peer{Node: r.Header.Get(HeaderNode), Via: r.Header.Get(HeaderVia)}}
+	l := &live{protocol: protoPull, node: r.Header.Get(HeaderNode)}
 	refuse := func(stream string, status int, err error) {
 		s.ledger.refused(KindPlay, protoPull, reasonOf(err), stream, l.remote, err)
 		http.Error(w, err.Error(), status)
@@ -28,7 +28,7 @@ func (s *Server) ServeWorkerFLV(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	ctx, cancel := s.context(r.Context())
-	feed, err := s.opt.Role.Play(ctx, PlayRequest{Target: t, Peer: Peer{Via: l.peer.Via}, Epoch: parseEpoch(r.Header.Get(HeaderEpoch))})
+	feed, err := s.opt.Role.Play(ctx, PlayRequest{Target: t, Peer: Peer{Via: r.Header.Get(HeaderVia)}, Epoch: parseEpoch(r.Header.Get(HeaderEpoch))})
 	cancel()
 	if err != nil {
 		status := http.StatusServiceUnavailable
