@@ -3,6 +3,7 @@ package fanout
 import (
 	"errors"
 	"math"
+	"net"
 	"os"
 	"sync"
 	"time"
@@ -28,6 +29,7 @@ const (
 // player back when it has caught up.
 type chaser struct {
 	*Session
+	signals *signals // the session's
 
 	tags  []media.Tag     // the batch
 	entry [1]stream.Entry // taken from the log one by one, to stop at chaseBytes
@@ -47,16 +49,31 @@ type chaser struct {
 	pauses  uint64        // tags that pauses passed over
 }
 
+// signals are how others reach a chaser.
+type signals struct {
+	wake chan struct{} // capacity 1: something was asked, or the stream has grown
+	room chan struct{} // capacity 1: the socket takes bytes again
+	gone chan struct{} // closed by End
+}
+
+func newSignals() *signals {
+	return &signals{wake: make(chan struct{}, 1), room: make(chan struct{}, 1), gone: make(chan struct{})}
+}
+
 // chase starts the session's chaser. The session's rest and cursor are set.
 func (s *Session) chase() {
 	s.mu.Lock()
 	s.place = chased
-	if s.wake == nil {
-		s.wake = make(chan struct{}, 1)
+	if s.signals == nil {
+		s.signals = newSignals()
+		if s.ended {
+			close(s.signals.gone)
+		}
 	}
+	signals := s.signals
 	s.mu.Unlock()
 	s.e.running.Go(func() {
-		c := chaser{Session: s, video: true, begun: time.Now()}
+		c := chaser{Session: s, signals: signals, video: true, begun: time.Now()}
 		c.run()
 	})
 }
@@ -126,7 +143,7 @@ func (c *chaser) run() {
 			if s.shard == nil {
 				c.pause()
 			}
-			<-s.wake
+			<-c.signals.wake
 		}
 	}
 }
@@ -167,22 +184,9 @@ func (c *chaser) pause() {
 	}
 	select {
 	case <-c.timer.C:
-	case <-c.whenEnded():
+	case <-c.signals.gone:
 		c.timer.Stop()
 	}
-}
-
-// whenEnded returns a channel that is closed by End.
-func (c *chaser) whenEnded() <-chan struct{} {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.gone == nil {
-		c.gone = make(chan struct{})
-		if c.ended {
-			close(c.gone)
-		}
-	}
-	return c.gone
 }
 
 // apart reports that the player waits for a key frame that its group does not
@@ -194,14 +198,14 @@ func (c *chaser) apart() bool { return !c.video || c.waiting || c.started && c.c
 func (c *chaser) listen() {
 	if !c.woken {
 		c.woken = true
-		c.p.Stream.Subscribe(c.wake)
+		c.p.Stream.Subscribe(c.signals.wake)
 		c.attend() // what came before is not told
 	}
 }
 
 func (c *chaser) sleep() {
 	if c.woken {
-		c.p.Stream.Unsubscribe(c.wake)
+		c.p.Stream.Unsubscribe(c.signals.wake)
 	}
 }
 
@@ -218,7 +222,9 @@ func (c *chaser) giveBack() {
 	if s.cursor.Headers() != nil {
 		s.cursor = s.p.Stream.At(s.cursor.Seq(), s.cursor.Headers()) // what it lost is counted
 	}
-	s.move(arriving)
+	s.mu.Lock()
+	s.place, s.signals = arriving, nil
+	s.mu.Unlock()
 	s.mail()
 }
 
@@ -321,7 +327,7 @@ func (c *chaser) write(b []byte, in *shared) error {
 	last := time.Now() // guarded by mu; when the player took something
 	until := func() time.Time {
 		until := last.Add(c.p.Limits.WriteTimeout)
-		if look := time.Now().Add(lookEvery); c.raw != nil && look.Before(until) {
+		if look := time.Now().Add(c.e.opt.hooks.look); c.raw != nil && look.Before(until) {
 			until = look
 		}
 		return until
@@ -357,10 +363,7 @@ func (c *chaser) write(b []byte, in *shared) error {
 		mu.Lock()
 		deadline := until()
 		mu.Unlock()
-		if err := c.p.Conn.SetWriteDeadline(deadline); err != nil {
-			return err
-		}
-		n, err := c.p.Conn.Write(b[:min(len(b), writePiece)])
+		n, err := c.push(b[:min(len(b), writePiece)], deadline)
 		c.bytes.Add(uint64(n))
 		b = b[n:]
 		late := errors.Is(err, os.ErrDeadlineExceeded)
@@ -375,6 +378,47 @@ func (c *chaser) write(b []byte, in *shared) error {
 		}
 	}
 	return nil
+}
+
+// push writes some of b, waiting for room until a deadline, which is the error then.
+func (c *chaser) push(b []byte, deadline time.Time) (int, error) {
+	if c.fd < 0 || c.watched.Load() == 0 {
+		if err := c.p.Conn.SetWriteDeadline(deadline); err != nil {
+			return 0, err
+		}
+		return c.p.Conn.Write(b)
+	}
+	for {
+		n, err := c.pushNow(b)
+		if n > 0 || err != nil {
+			return n, err
+		}
+		timer := time.NewTimer(time.Until(deadline))
+		select {
+		case <-c.signals.room:
+			timer.Stop()
+		case <-c.signals.gone:
+			timer.Stop()
+			return 0, net.ErrClosed
+		case <-timer.C:
+			return 0, os.ErrDeadlineExceeded
+		}
+	}
+}
+
+// pushNow writes what the engine's own descriptor takes of b. If that is nothing, room
+// will tell when it does. The lock keeps End from closing the descriptor meanwhile.
+func (c *chaser) pushNow(b []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended {
+		return 0, net.ErrClosed
+	}
+	n, err := c.shard.out.now(uintptr(c.fd), b)
+	if n == 0 && err == nil {
+		err = c.e.reader.await(c.Session)
+	}
+	return n, err
 }
 
 // patient is a connection that is broken by a write that was late, such as one under
@@ -408,7 +452,7 @@ func (c *chaser) tighten() {
 // linger closes the sending side and waits until the player has closed its own,
 // which whoever reads from it says by End.
 func (c *chaser) linger() {
-	gone := c.whenEnded()
+	gone := c.signals.gone
 	half, ok := c.p.Conn.(interface{ CloseWrite() error })
 	select {
 	case <-gone:

@@ -134,6 +134,7 @@ type Options struct {
 type hooks struct {
 	send  func(fd uintptr, b []byte) (int, error) // in place of sendNow
 	owed  func(fd uintptr) int                    // in place of unacknowledged
+	look  time.Duration                           // in place of lookEvery
 	round func(s *shard)                          // after each round, by the shard
 	poll  func()                                  // after each wait of the reader
 }
@@ -184,6 +185,9 @@ func New(o Options) *Engine {
 	if e.opt.hooks.owed == nil {
 		e.opt.hooks.owed = unacknowledged
 	}
+	if e.opt.hooks.look == 0 {
+		e.opt.hooks.look = lookEvery
+	}
 	e.reader = newReader(o.Log, o.hooks.poll, e.running.Go)
 	e.running.Go(e.reap)
 	for i := range o.Shards {
@@ -215,7 +219,7 @@ func (e *Engine) Add(p Player) (*Session, error) {
 		prepare(raw, p.Limits)
 		s.unsent = unsentFirst
 	} else {
-		s.place, s.wake = chased, make(chan struct{}, 1) // from the first End on
+		s.place, s.signals = chased, newSignals() // from the first End on
 		if below, ok := p.Conn.(interface{ NetConn() net.Conn }); ok {
 			if raw, ok := direct(below.NetConn()); ok {
 				prepare(raw, p.Limits)

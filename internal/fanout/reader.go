@@ -14,7 +14,9 @@ import (
 
 // reader watches what players send, all of them with one goroutine: HTTP players
 // say nothing but that they have left. It has an epoll instance of its own beside
-// that of Go's runtime, which would need a goroutine for each connection.
+// that of Go's runtime, which would need a goroutine for each connection. To those
+// whose descriptor is the engine's own it also says when their sockets have room
+// again.
 type reader struct {
 	log    *slog.Logger
 	polled func() // for tests, may be nil
@@ -90,7 +92,7 @@ func (r *reader) add(s *Session) bool {
 	}
 	var err error
 	if cerr := s.raw.Control(func(fd uintptr) {
-		err = unix.EpollCtl(r.poll, unix.EPOLL_CTL_ADD, int(fd), event(unix.EPOLLIN|unix.EPOLLRDHUP, id))
+		err = unix.EpollCtl(r.poll, unix.EPOLL_CTL_ADD, int(fd), event(hears, id))
 	}); cerr != nil {
 		r.remove(s)
 		s.End(Left) // it is closed already
@@ -102,6 +104,40 @@ func (r *reader) add(s *Session) bool {
 		return false
 	}
 	return true
+}
+
+// hears is what all players are watched for.
+const hears = unix.EPOLLIN | unix.EPOLLRDHUP
+
+// await makes room of a session's signals tell when its socket takes bytes again. The
+// caller holds its lock, and it has not been ended. An error means that it is not
+// watched any more: the player has left.
+func (r *reader) await(s *Session) error {
+	id := s.watched.Load()
+	if id == 0 {
+		return syscall.EPIPE
+	}
+	err := unix.EpollCtl(r.poll, unix.EPOLL_CTL_MOD, int(s.fd), event(hears|unix.EPOLLOUT, id))
+	if errors.Is(err, unix.ENOENT) {
+		err = syscall.EPIPE
+	}
+	return err
+}
+
+// tellRoom tells a session's chaser that there is room, once for each await.
+func (r *reader) tellRoom(s *Session, id uint64) {
+	s.mu.Lock()
+	signals := s.signals
+	if !s.ended && s.place != over { // else the descriptor may be somebody else's
+		_ = unix.EpollCtl(r.poll, unix.EPOLL_CTL_MOD, int(s.fd), event(hears, id))
+	}
+	s.mu.Unlock()
+	if signals != nil {
+		select {
+		case signals.room <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // remove forgets a session. The kernel forgets its socket when that is closed.
@@ -154,7 +190,13 @@ func (r *reader) run() {
 			r.mu.Lock()
 			s := r.sessions[id]
 			r.mu.Unlock()
-			if s != nil {
+			if s == nil {
+				continue
+			}
+			if events[i].Events&unix.EPOLLOUT != 0 {
+				r.tellRoom(s, id)
+			}
+			if events[i].Events&^unix.EPOLLOUT != 0 {
 				in.serve(s)
 			}
 		}

@@ -5,9 +5,11 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // readTCP adds a player on a TCP connection whose words read gets.
@@ -221,5 +223,47 @@ func TestAddRaces(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A player whose socket is full goes on as soon as it reads, without Go's poller.
+func TestRoomIsToldOfAnOwnedDescriptor(t *testing.T) {
+	e := New(Options{Shards: 1, Log: slog.New(slog.DiscardHandler), hooks: hooks{look: time.Hour}})
+	defer e.Close()
+	s := newSource(t)
+	s.headers(0)
+	near, far := tcpPair(t)
+	p := s.readTCP(e, &owned{TCPConn: near}, says(true))
+	if p.fd < 0 || p.watched.Load() == 0 {
+		t.Fatal("the engine does not have the descriptor")
+	}
+	for i := range 40 {
+		s.frame('K', 40*i, 200_000)
+		for p.at() != chased && i > 30 { // the socket is full, and the shard finds out
+			runtime.Gosched()
+		}
+	}
+	s.s.Close(nil)
+	var b []byte
+	read := make(chan error, 1)
+	go func() {
+		var err error
+		b, err = io.ReadAll(far)
+		read <- err
+	}()
+	select {
+	case err := <-read:
+		if err != nil {
+			t.Fatal(err)
+		}
+	case <-time.After(patience):
+		t.Fatal("the player gets nothing more")
+	}
+	if tags, err := formats[0].parse(b); err != nil || number(tags[len(tags)-1]) != len(s.frames)-1 {
+		t.Errorf("%d tags, %v", len(tags), err)
+	}
+	far.Close()
+	if r := p.result(t); r.Reason != Ended {
+		t.Errorf("%+v", r)
 	}
 }

@@ -32,15 +32,14 @@ type Session struct {
 	skipped atomic.Uint64
 	watched atomic.Uint64 // id at the reader, 0 for none
 
-	mu     sync.Mutex
-	wake   chan struct{} // guarded by mu; of the chaser, nil before the first; capacity 1
-	gone   chan struct{} // guarded by mu; for one who waits for End, nil if nobody does
-	inject []byte        // guarded by mu; to be written at the next tag boundary
-	reason Reason        // guarded by mu; why the session ends, once that is sure
-	wish   wish          // guarded by mu
-	place  place         // guarded by mu
-	mailed bool          // guarded by mu; it lies in the shard's mail
-	ended  bool          // guarded by mu; End was called
+	mu      sync.Mutex
+	signals *signals // guarded by mu; of the chaser, nil while there is none
+	inject  []byte   // guarded by mu; to be written at the next tag boundary
+	reason  Reason   // guarded by mu; why the session ends, once that is sure
+	wish    wish     // guarded by mu
+	place   place    // guarded by mu
+	mailed  bool     // guarded by mu; it lies in the shard's mail
+	ended   bool     // guarded by mu; End was called
 }
 
 // place says who has a session.
@@ -120,8 +119,8 @@ func (s *Session) End(why Reason) {
 	s.mu.Lock()
 	first := !s.ended
 	s.ended = true
-	if first && s.gone != nil {
-		close(s.gone)
+	if first && s.signals != nil {
+		close(s.signals.gone)
 	}
 	wait := s.fd >= 0 && (s.place == arriving || s.place == sharded)
 	if first && s.fd >= 0 && !wait {
@@ -157,14 +156,14 @@ func (s *Session) Skipped() uint64 { return s.skipped.Load() }
 // attend makes whoever has the session look at what was asked of it.
 func (s *Session) attend() {
 	s.mu.Lock()
-	place, wake := s.place, s.wake
+	place, signals := s.place, s.signals
 	s.mu.Unlock()
 	switch place {
 	case arriving, sharded:
 		s.mail()
 	case chased:
 		select {
-		case wake <- struct{}{}:
+		case signals.wake <- struct{}{}:
 		default:
 		}
 	}
