@@ -36,6 +36,7 @@ func benchCommand() *cli.Command {
 			&cli.IntFlag{Name: "fps", Value: d.Form.FPS, Usage: "video frames per second"},
 			&cli.DurationFlag{Name: "gop", Value: d.Form.GOP, Usage: "`TIME` from key frame to key frame"},
 			&cli.Float64Flag{Name: "ramp", Value: d.Ramp, Usage: "`N` players join per second"},
+			&cli.DurationFlag{Name: "fill", Value: d.Fill, Usage: "with --admin or --pid: `TIME` in which the logs fill before the other players join"},
 			&cli.DurationFlag{Name: "settle", Value: d.Settle, Usage: "`TIME` between the last join and the measurement"},
 			&cli.DurationFlag{Name: "duration", Value: d.Duration, Usage: "measure for `TIME`"},
 			&cli.IntFlag{Name: "slow", Usage: "measure a second time with `K` players beside the others that read at --slow-rate"},
@@ -79,7 +80,8 @@ func benchConfig(c *cli.Context) (bench.Config, error) {
 	cfg.Protocol = bench.Protocol(c.String("protocol"))
 	cfg.AnyTarget = c.Bool("i-own-this-target")
 	cfg.Players, cfg.Streams, cfg.Probes = c.Int("players"), c.Int("streams"), c.Int("probes")
-	cfg.Ramp, cfg.Settle, cfg.Duration = c.Float64("ramp"), c.Duration("settle"), c.Duration("duration")
+	cfg.Ramp, cfg.Duration = c.Float64("ramp"), c.Duration("duration")
+	cfg.Fill, cfg.Settle = c.Duration("fill"), c.Duration("settle")
 	cfg.Form.FPS, cfg.Form.GOP = c.Int("fps"), c.Duration("gop")
 	var err error
 	if cfg.TLS, err = tlsOf(c); err != nil {

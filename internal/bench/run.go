@@ -161,6 +161,11 @@ func (r *run) measure(ctx, loadCtx context.Context) error {
 	if err := r.settle(ctx, "join"); err != nil {
 		return err
 	}
+	if len(r.server) > 0 && r.cfg.Players > memory.FirstPlayers {
+		if err := r.pause(ctx, "fill", r.cfg.Fill); err != nil {
+			return err
+		}
+	}
 	memory.First = r.server.rss()
 	r.join(ctx, loadCtx, r.cfg.Players-memory.FirstPlayers, r.cfg.Ramp, ofRun)
 	if err := r.settle(ctx, "settle"); err != nil {

@@ -230,7 +230,7 @@ func (r *socketReader) serve(s *Session) {
 	err := s.raw.Read(r.recv)
 	switch {
 	case err == nil && errors.Is(r.err, syscall.EAGAIN):
-	case err != nil, r.err != nil, r.n == 0, !s.p.Read(s, r.buf[:r.n]):
+	case err != nil, r.err != nil, r.n == 0, !s.hear(r.buf[:r.n]):
 		s.e.reader.drop(s)
 		s.End(Left)
 	}

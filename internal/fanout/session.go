@@ -1,6 +1,7 @@
 package fanout
 
 import (
+	"math"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -31,6 +32,7 @@ type Session struct {
 	bytes   atomic.Uint64
 	skipped atomic.Uint64
 	watched atomic.Uint64 // id at the reader, 0 for none
+	heard   atomic.Uint32 // bytes, up to the largest number
 
 	mu      sync.Mutex
 	signals *signals // guarded by mu; of the chaser, nil while there is none
@@ -150,6 +152,16 @@ func (s *Session) EndGently(why Reason) {
 // Bytes returns what was written so far.
 func (s *Session) Bytes() uint64 { return s.bytes.Load() }
 
+// Heard returns how many bytes the player has sent to Read, 4 GiB at most; those that
+// Read has just got included.
+func (s *Session) Heard() int { return int(s.heard.Load()) }
+
+// hear gives Read what the player has sent.
+func (s *Session) hear(b []byte) bool {
+	s.heard.Store(uint32(min(uint64(s.heard.Load())+uint64(len(b)), math.MaxUint32)))
+	return s.p.Read(s, b)
+}
+
 // Skipped returns the tags that the player lost so far by being slow.
 func (s *Session) Skipped() uint64 { return s.skipped.Load() }
 
@@ -254,7 +266,7 @@ func (s *Session) readBlocking() {
 	var b [512]byte
 	for {
 		n, err := s.p.Conn.Read(b[:])
-		if n > 0 && !s.p.Read(s, b[:n]) || err != nil {
+		if n > 0 && !s.hear(b[:n]) || err != nil {
 			s.End(Left)
 			return
 		}

@@ -61,7 +61,7 @@ func peerOf(ctx *fasthttp.RequestCtx) Peer {
 
 func (s *Server) serveFLV(srv *httpserver.Server, ctx *fasthttp.RequestCtx, stem string) {
 	peer := peerOf(ctx)
-	l := &live{protocol: protoFLV, remote: remoteOf(ctx.RemoteAddr()), node: peer.Node, encoder: string(ctx.UserAgent())}
+	l := &live{protocol: protoFLV, remote: remoteOf(ctx.RemoteAddr()), node: peer.Node, encoder: shared(string(ctx.UserAgent()))}
 	upgrade := httpserver.IsWebSocket(ctx) || len(ctx.Request.Header.Peek("Sec-WebSocket-Key")) > 0
 	if upgrade {
 		l.protocol = protoWS
@@ -100,7 +100,7 @@ func (s *Server) serveFLV(srv *httpserver.Server, ctx *fasthttp.RequestCtx, stem
 		s.refuseHTTP(ctx, l, t.Key.String(), err)
 		return
 	}
-	take, w := srv.Takeover, way{format: fanout.FLV{}, read: dropInput()}
+	take, w := srv.Takeover, way{format: fanout.FLV{}, read: dropInput}
 	switch {
 	case upgrade:
 		l.goodbye = func(why fanout.Reason) []byte {
@@ -159,13 +159,9 @@ func (s *Server) playFLV(l *live, t vhost.Target, feed Feed, conn net.Conn, w wa
 // maxInput bounds what an HTTP player may send while it plays.
 const maxInput = 64 << 10
 
-// dropInput returns a reader for players that have nothing to say.
-func dropInput() func(*fanout.Session, []byte) bool {
-	total := 0
-	return func(_ *fanout.Session, b []byte) bool {
-		total += len(b)
-		return total <= maxInput
-	}
+// dropInput reads players that have nothing to say.
+func dropInput(session *fanout.Session, b []byte) bool {
+	return session.Heard() <= maxInput
 }
 
 // controlFrames returns a reader for WebSocket players.

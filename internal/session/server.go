@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"sync/atomic"
 	"time"
+	"unique"
 
 	"github.com/VictoriaMetrics/metrics"
 
@@ -144,10 +145,13 @@ func (s *Server) bounds(v *vhost.Vhost) bounds {
 // admit enters a player's session. conn is closed when somebody ends it.
 func (s *Server) admit(l *live, t vhost.Target, conn io.Closer) error {
 	l.kind = KindPlay
-	l.stream, l.vhost = t.Key.String(), t.Vhost
+	l.stream, l.vhost = shared(t.Key.String()), t.Vhost
 	l.close = func(string) { conn.Close() }
 	return s.ledger.begin(l, t.Vhost.Name, s.bounds(t.Vhost))
 }
+
+// shared returns the one copy of a text that many players have.
+func shared(text string) string { return unique.Make(text).Value() }
 
 // way is how a player is served.
 type way struct {

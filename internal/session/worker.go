@@ -57,7 +57,7 @@ func (s *Server) ServeWorkerFLV(w http.ResponseWriter, r *http.Request) {
 		conn.Close() // the fan-out finds out
 	}
 	// The end is the ledger's to tell.
-	_, _ = s.play(l, t, feed, conn, way{format: fanout.FLV{Marks: true}, farewell: farewellFLV, read: dropInput()}, feed.Release)
+	_, _ = s.play(l, t, feed, conn, way{format: fanout.FLV{Marks: true}, farewell: farewellFLV, read: dropInput}, feed.Release)
 }
 
 // parseEpoch reads an epoch from a header, 0 if it has none.
