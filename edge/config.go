@@ -36,7 +36,8 @@ type Config struct {
 	// Under which addresses others reach the node. An edge tells them to discovery.
 	Advertise node.Advertise `yaml:"advertise"`
 	// The number of worker processes that share the node's ports, from 0 to 256; 0 means one per
-	// core.
+	// core. Each runs on its share of the cores, unless GOMAXPROCS in the environment says
+	// otherwise.
 	Workers int `yaml:"workers"`
 	// How the worker processes are supervised.
 	Supervision worker.Config `yaml:"supervision"`

@@ -65,6 +65,7 @@ func Run(ctx context.Context, cfg Config, o NodeOptions) error {
 	if n := o.From.Count(spec); n > 0 {
 		count = n
 	}
+	shareCores(runtime.GOMAXPROCS(0)) // the supervisor has hardly anything to do
 	before, err := inheritance(o.From)
 	if err != nil {
 		return err

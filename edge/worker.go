@@ -39,6 +39,7 @@ func RunWorker(c *worker.Child, etcd discovery.EtcdOpener, log *slog.Logger) err
 	if err := configs.Parse("configuration of the node", c.Config, &cfg); err != nil {
 		return err
 	}
+	shareCores(c.Count)
 	log = log.With("worker", c.Index)
 	set := metrics.NewSet()
 	directory, err := openDirectory(cfg, c.Listeners[listenRTMP].Addr(), c.Listeners[listenHTTP].Addr(), etcd, log, set)

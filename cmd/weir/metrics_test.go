@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -79,6 +80,7 @@ func TestMetricsOfNodesAreInDocument(t *testing.T) {
 		}
 	}
 
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0)) // a supervisor lowers it
 	directory, admins := freeAddr(t), []string{freeAddr(t)}
 	d := configured(t, discoverynode.Default(), func(c *discoverynode.Config) any { return c },
 		fmt.Sprintf("role: discovery\nlisten: %s\nadmin: {listen: %s}\n", directory, admins[0]))
