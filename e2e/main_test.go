@@ -45,9 +45,10 @@ func run(m *testing.M) int {
 
 // The binaries are made on first use; tests that need none do not wait for them.
 var (
-	buildRace  = sync.OnceValues(func() (string, error) { return build("weir", "e2e", "1", "-race") })
-	buildNext  = sync.OnceValues(func() (string, error) { return build("weir-next", "e2e-next", "1", "-race") })
-	buildPlain = sync.OnceValues(func() (string, error) { return build("weir-plain", "e2e", "0") })
+	buildRace      = sync.OnceValues(func() (string, error) { return build("weir", "e2e", "1", "-race") })
+	buildNext      = sync.OnceValues(func() (string, error) { return build("weir-next", "e2e-next", "1", "-race") })
+	buildPlainNext = sync.OnceValues(func() (string, error) { return build("weir-plain-next", "e2e-next", "0") })
+	buildPlain     = sync.OnceValues(func() (string, error) { return build("weir-plain", "e2e", "0") })
 )
 
 func build(name, version, cgo string, flags ...string) (string, error) {

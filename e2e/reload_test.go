@@ -248,11 +248,12 @@ func shortConnection(addr string) error {
 }
 
 // rollUnderStorm rolls an edge with n viewers again and again while count short
-// connections are made, and returns what went wrong with those.
-func rollUnderStorm(t testing.TB, n, count int, grace string) (made, rolls int, failed []error, a *audience) {
+// connections are made, and returns what went wrong with those. The edge runs the weir
+// at path.
+func rollUnderStorm(t testing.TB, path string, n, count int, grace string, roll func(edge *configured, round int) result) (made, rolls int, failed []error, a *audience) {
 	t.Helper()
 	o := startOrigin(t, "origin-a", addresses{}, "")
-	edge := startConfigured(t, "edge", fmt.Sprintf("workers: 2\nsupervision: {roll_grace: %s}\nplay: {max_lag: 5000ms}\n%s", grace, upstreamsOf(o.rtmp)))
+	edge := startConfiguredAs(t, path, "edge", fmt.Sprintf("workers: 2\nsupervision: {roll_grace: %s}\nplay: {max_lag: 5000ms}\n%s", grace, upstreamsOf(o.rtmp)))
 	edge.awaitWorkers(2)
 	publishTrickle(t, o.rtmpURL("live/demo"))
 	o.awaitStream(demo, "live")
@@ -263,13 +264,12 @@ func rollUnderStorm(t testing.TB, n, count int, grace string) (made, rolls int, 
 	defer rolling.Wait()
 	begun := make(chan struct{})
 	rolling.Go(func() {
-		for lag := 5000; ctx.Err() == nil; lag++ {
-			edge.change(fmt.Sprintf("max_lag: %dms", lag), fmt.Sprintf("max_lag: %dms", lag+1))
+		for ctx.Err() == nil {
 			if rolls == 0 {
 				close(begun)
 			}
-			if r := edge.reload(); r.code != 0 {
-				t.Errorf("weir reload: exit code %d\n%s", r.code, r.stderr)
+			if r := roll(edge, rolls); r.code != 0 {
+				t.Errorf("roll: exit code %d\n%s", r.code, r.stderr)
 				return
 			}
 			rolls++
@@ -282,11 +282,18 @@ func rollUnderStorm(t testing.TB, n, count int, grace string) (made, rolls int, 
 	return made, rolls, failed, a
 }
 
+// reloading is a roll by a reload.
+func reloading(edge *configured, round int) result {
+	edge.t.Helper()
+	edge.change(fmt.Sprintf("max_lag: %dms", 5000+round), fmt.Sprintf("max_lag: %dms", 5001+round))
+	return edge.reload()
+}
+
 // The workers of an edge are rolled while it is stormed: no connection is refused,
 // none is reset, and every viewer has a picture again.
 func TestRollUnderStorm(t *testing.T) {
 	t.Parallel()
-	made, rolls, failed, a := rollUnderStorm(t, 20, 1000, "2s")
+	made, rolls, failed, a := rollUnderStorm(t, weirBinary(t), 20, 1000, "2s", reloading)
 	if len(failed) > 0 {
 		t.Errorf("%d of %d connections failed during %d rolls, the first: %v", len(failed), made, rolls, failed[0])
 	}
@@ -359,25 +366,47 @@ func accept(ctx context.Context, l net.Listener) (net.Conn, error) {
 // BenchmarkRoll is a rolling reload of an edge with 1000 viewers while 10 000 short
 // connections are made.
 func BenchmarkRoll(b *testing.B) {
-	const n, count = 1000, 10_000
 	for b.Loop() {
-		made, rolls, failed, a := rollUnderStorm(b, n, count, "10s")
-		ends, _, refused := a.kicks()
-		refusedConnections := 0
-		for _, err := range failed {
-			if errors.Is(err, syscall.ECONNREFUSED) {
-				refusedConnections++
-			}
-		}
-		b.ReportMetric(float64(made), "connections")
-		b.ReportMetric(float64(rolls), "rolls")
-		b.ReportMetric(float64(len(failed)), "failed")
-		b.ReportMetric(float64(refusedConnections), "refused")
-		b.ReportMetric(float64(len(ends)), "viewers-moved")
-		b.ReportMetric(float64(len(refused)), "viewers-refused")
-		for _, err := range append(failed, refused...) {
-			b.Log(err)
-		}
-		a.stop()
+		benchmarkRoll(b, weirBinary(b), reloading)
 	}
+}
+
+// BenchmarkUpgrade is the same with upgrades to another build and back.
+func BenchmarkUpgrade(b *testing.B) {
+	next, err := buildPlainNext()
+	if err != nil {
+		b.Fatal(err)
+	}
+	builds := []string{next, weirBinary(b)}
+	program := install(b, builds[1])
+	for b.Loop() {
+		program.replace(builds[1])
+		benchmarkRoll(b, program.path, func(edge *configured, round int) result {
+			program.replace(builds[round%2])
+			return edge.upgrade()
+		})
+	}
+}
+
+func benchmarkRoll(b *testing.B, path string, roll func(edge *configured, round int) result) {
+	b.Helper()
+	const n, count = 1000, 10_000
+	made, rolls, failed, a := rollUnderStorm(b, path, n, count, "10s", roll)
+	ends, _, refused := a.kicks()
+	refusedConnections := 0
+	for _, err := range failed {
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			refusedConnections++
+		}
+	}
+	b.ReportMetric(float64(made), "connections")
+	b.ReportMetric(float64(rolls), "rolls")
+	b.ReportMetric(float64(len(failed)), "failed")
+	b.ReportMetric(float64(refusedConnections), "refused")
+	b.ReportMetric(float64(len(ends)), "viewers-moved")
+	b.ReportMetric(float64(len(refused)), "viewers-refused")
+	for _, err := range append(failed, refused...) {
+		b.Log(err)
+	}
+	a.stop()
 }
