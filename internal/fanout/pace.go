@@ -84,11 +84,12 @@ func (p *pace) wait(now, last time.Time) time.Duration {
 }
 
 // offBeat is how long after a beat the shards of a slot begin a round: feeding takes
-// its time, in this process and then in the others of a node. The slots keep shards
-// from sending at the same time, while those who feed and those who read wait.
+// its time, in this process and then in the others of a node. The slots are a little
+// apart, so that not all processes wake at the same instant; what they are apart is
+// added to the delay of whoever comes last.
 func offBeat(beat time.Duration, slot int) time.Duration {
 	const slots = 4
-	return min(beat/12, 10*time.Millisecond) + time.Duration(slot%slots)*min(beat/8, 15*time.Millisecond)
+	return min(beat/12, 10*time.Millisecond) + time.Duration(slot%slots)*min(beat/24, 5*time.Millisecond)
 }
 
 // untilBeat returns the time to the next instant of the clock that lies off behind a

@@ -864,8 +864,8 @@ func TestRoundsFollowTheBeat(t *testing.T) {
 	f(0, true, ms, 10*ms, 129*ms, ms)
 	f(0, true, ms, -500*ms, 0, 10*ms)
 	f(0, true, ms, 70*ms, 121*ms, 9*ms) // the last was off the beat
-	f(1, true, ms, 25*ms, 120*ms, 25*ms)
-	f(3, true, ms, 25*ms, 120*ms, 55*ms)
+	f(1, true, ms, 15*ms, 120*ms, 15*ms)
+	f(3, true, ms, 25*ms, 120*ms, 25*ms)
 	f(4, true, ms, 25*ms, 120*ms, 10*ms)
 	f(0, true, 61*ms, 13*ms, 100*ms, 33*ms) // as soon as it may
 	f(0, true, 200*ms, 0, 210*ms, -90*ms)
