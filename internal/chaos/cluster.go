@@ -22,6 +22,7 @@ type cluster struct {
 	cfg   *Config
 	net   *wire.Net
 	rec   *recorder
+	disk  *disk
 	nodes []*process // in the order of their start
 }
 
@@ -35,15 +36,24 @@ func (c *Config) lifetime() time.Duration {
 	return 1500 * time.Millisecond
 }
 
-func newCluster(cfg *Config, net *wire.Net, rec *recorder) (*cluster, error) {
-	c := &cluster{cfg: cfg, net: net, rec: rec}
+func newCluster(cfg *Config, net *wire.Net, rec *recorder) (c *cluster, err error) {
+	d, err := newDisk()
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			d.close()
+		}
+	}()
+	c = &cluster{cfg: cfg, net: net, rec: rec, disk: d}
 	for role, names := range map[string][]string{"discovery": {nodeDiscovery}, "origin": cfg.origins(), "edge": cfg.edges()} {
 		for _, name := range names {
 			path := filepath.Join(cfg.Dir, name+".yaml")
 			if err := os.WriteFile(path, []byte(c.config(role, name)), 0o644); err != nil {
 				return nil, fmt.Errorf("write configuration: %w", err)
 			}
-			p := newProcess(name, role, net.Host(name), rec, cfg.Dir)
+			p := newProcess(name, role, net.Host(name), rec, d)
 			p.command = func() *exec.Cmd { return p.host.Command(cfg.Weir, role, "-c", path) }
 			p.health = "/readyz"
 			c.nodes = append(c.nodes, p)
@@ -53,7 +63,7 @@ func newCluster(cfg *Config, net *wire.Net, rec *recorder) (*cluster, error) {
 		if err := os.RemoveAll(c.etcdData(name)); err != nil { // of a run before this one
 			return nil, fmt.Errorf("remove data of etcd: %w", err)
 		}
-		p := newProcess(name, roleEtcd, net.Host(name), rec, cfg.Dir)
+		p := newProcess(name, roleEtcd, net.Host(name), rec, d)
 		p.command = func() *exec.Cmd { return p.host.Command("etcd", c.etcdArgs(name)...) }
 		p.health = "/health"
 		c.nodes = append(c.nodes, p)
@@ -194,10 +204,13 @@ func (c *cluster) stop() error {
 // stopID and below are the numbers of the faults that end a run.
 const stopID = -1
 
-// kill makes sure that no node runs.
-func (c *cluster) kill() {
+// kill makes sure that no node runs, and saves their logs.
+func (c *cluster) kill() error {
+	var errs []error
 	for _, n := range c.nodes {
 		n.kill()
 		n.admin.CloseIdleConnections()
+		errs = append(errs, c.disk.save(n.log, c.cfg.Dir))
 	}
+	return errors.Join(append(errs, c.disk.close())...)
 }

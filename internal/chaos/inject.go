@@ -27,7 +27,10 @@ func (r *run) inject(ctx context.Context, id int, f fault) error {
 // suffer returns the nodes whose clients may be cut or left waiting by a fault.
 // That of an origin or of discovery is no excuse for an edge.
 func (r *run) suffer(f fault) []string {
-	if f.b == "" {
+	switch {
+	case f.what == faultDiskFull: // it is nobody's excuse
+		return nil
+	case f.b == "":
 		return []string{f.a}
 	}
 	var nodes []string
@@ -69,6 +72,12 @@ func (r *run) carryOut(ctx context.Context, f fault) error {
 		return slow(wire.Path{Delay: 500 * time.Millisecond})
 	case faultLoss:
 		return slow(wire.Path{Loss: f.loss})
+	case faultDiskFull:
+		if err := r.cluster.disk.fill(); err != nil {
+			return err
+		}
+		rest(ctx, f.hold)
+		return r.cluster.disk.free()
 	case faultCut, faultOneWay:
 		r.net.Set(f.a, f.b, wire.Path{Block: true})
 		if f.what == faultCut {

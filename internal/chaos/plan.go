@@ -19,11 +19,16 @@ const (
 	faultOneWay     = "one-way"     // the first host does not reach the second, whose packets arrive
 	faultDelay      = "delay"       // packets from and to a host take 500 ms
 	faultLoss       = "loss"        // 5 to 30 % of them get lost
+	faultDiskFull   = "disk-full"   // no node can write its log
 )
 
 var faultKinds = []string{
 	faultKill, faultPower, faultKillWorker, faultStop, faultStopWorker, faultIsolate, faultCut, faultOneWay, faultDelay, faultLoss,
+	faultDiskFull,
 }
+
+// theDisk stands where other faults have a host: all nodes have the same disk.
+const theDisk = "disk"
 
 // fault is something to be done to the cluster.
 type fault struct {
@@ -44,6 +49,8 @@ func (f fault) String() string {
 		s += " to " + f.b
 	case faultLoss:
 		s += fmt.Sprintf(" %.0f %%", 100*f.loss)
+	case faultDiskFull:
+		s = f.what
 	case faultKillWorker, faultStopWorker:
 		s += fmt.Sprintf(" worker %d", f.worker)
 	}
@@ -102,6 +109,8 @@ func (p *planner) draw() fault {
 	switch f.what {
 	case faultKillWorker, faultStopWorker:
 		f.a = pick(p.rand, p.cfg.edges())
+	case faultDiskFull:
+		f.a = theDisk
 	case faultCut, faultOneWay:
 		pair := pick(p.rand, p.pairs())
 		if p.rand.IntN(2) == 0 {

@@ -109,7 +109,7 @@ func TestValidate(t *testing.T) {
 	bad := Config{Only: []string{"fire"}}
 	const want = "time: 0s is not between 10s and 24h\norigins: 0 is not between 2 and 5\nedges: 0 is not between 1 and 4\n" +
 		"workers: 0 is not between 1 and 8\nengine: \"\" is neither memory nor etcd\nstreams: 0 is not between 1 and 50\nplayers: 0 is not between 4 and 1000\n" +
-		`faults: "fire" is none of kill, power, kill-worker, stop, stop-worker, isolate, cut, one-way, delay, loss`
+		`faults: "fire" is none of kill, power, kill-worker, stop, stop-worker, isolate, cut, one-way, delay, loss, disk-full`
 	if err := bad.Validate(); err == nil || err.Error() != want {
 		t.Errorf("the errors are %v, want %s", err, want)
 	}

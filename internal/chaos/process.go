@@ -7,9 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -28,7 +26,8 @@ type process struct {
 	rec        *recorder
 	command    func() *exec.Cmd
 	health     string // path of what says whether it is ready
-	logPath    string
+	disk       *disk
+	log        string // name of the log there
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -45,8 +44,8 @@ const adminAddr = "127.0.0.1:9090"
 // adminTimeout bounds a question to a node.
 const adminTimeout = time.Second
 
-func newProcess(name, role string, host *wire.Host, rec *recorder, dir string) *process {
-	p := &process{name: name, role: role, host: host, rec: rec, logPath: filepath.Join(dir, name+".log")}
+func newProcess(name, role string, host *wire.Host, rec *recorder, d *disk) *process {
+	p := &process{name: name, role: role, host: host, rec: rec, disk: d, log: name + ".log"}
 	p.admin = &http.Client{
 		Timeout:   adminTimeout,
 		Transport: &http.Transport{DialContext: host.DialContext, MaxIdleConnsPerHost: 2},
@@ -56,7 +55,7 @@ func newProcess(name, role string, host *wire.Host, rec *recorder, dir string) *
 
 // start starts the program and notes its end when that comes.
 func (p *process) start() error {
-	log, err := os.OpenFile(p.logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	log, err := p.disk.open(p.log)
 	if err != nil {
 		return fmt.Errorf("start %s: %w", p.name, err)
 	}
@@ -100,7 +99,7 @@ func (p *process) awaitReady(ctx context.Context, patience time.Duration) error 
 			return nil
 		}
 		if rest(ctx, 50*time.Millisecond); ctx.Err() != nil {
-			return fmt.Errorf("%s is not ready: %w (see %s)", p.name, err, p.logPath)
+			return fmt.Errorf("%s is not ready: %w (see %s)", p.name, err, p.log)
 		}
 	}
 }

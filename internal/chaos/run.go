@@ -81,7 +81,7 @@ func Run(ctx context.Context, cfg Config) (result *Result, err error) {
 	if r.cluster, err = newCluster(&r.cfg, r.net, r.rec); err != nil {
 		return nil, err
 	}
-	defer r.cluster.kill()
+	defer func() { err = errors.Join(err, r.cluster.kill()) }()
 	err = r.all(ctx)
 	err = errors.Join(err, r.rec.close())
 	m := &r.rec.model
