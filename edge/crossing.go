@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"weir/internal/rtmp"
+	"weir/internal/stream"
 	"weir/internal/vhost"
 )
 
@@ -17,6 +18,10 @@ type crossing struct {
 	via    string
 	ctx    context.Context
 	cancel context.CancelFunc
+
+	// cursor is where the next one begins: with a key frame that the first one has had,
+	// and those behind it, too, so that they recognise the place.
+	cursor *stream.Cursor
 
 	done chan struct{} // closed when the next one has answered; nil while none is asked
 	next *upstreamConn // valid after done; nil if it does not take the publisher
@@ -35,7 +40,7 @@ func (c *crossing) begin(to *rtmp.RedirectError) {
 	if c.done != nil {
 		return
 	}
-	c.done, c.to = make(chan struct{}), to.Addr
+	c.done, c.to, c.cursor = make(chan struct{}), to.Addr, c.f.ring.JoinOverlapping()
 	go func() { // awaited by end
 		defer close(c.done)
 		switch {

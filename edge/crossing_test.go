@@ -54,6 +54,11 @@ func TestForwardIsCarriedOver(t *testing.T) {
 			if headers != 1 || frames[0]%5 != 0 {
 				t.Errorf("the next upstream has %v with %d headers", frames, headers)
 			}
+			b.set(func() { // from frame 0 on: frame 5 was with the first one for a moment only
+				if n := b.streams[demo].Stats().TagsIn; n != 1+12 {
+					t.Errorf("the next upstream got %d tags", n)
+				}
+			})
 			if ends := a.awaitPublished(t, 1); ends[0] == session.Unpublished {
 				t.Errorf("the first publish ended as %q", ends[0])
 			}

@@ -359,10 +359,10 @@ func (f *forward) dial(ctx context.Context, up vhost.Upstream, via string) (*rtm
 // is one of ctx, ends the search for another upstream.
 func (f *forward) send(ctx, seeking context.Context, up *upstreamConn, cursor *stream.Cursor, via string) error {
 	for {
-		next, err := f.copy(ctx, up, cursor, via)
+		next, from, err := f.copy(ctx, up, cursor, via)
 		up.Close()
 		if next != nil {
-			up, cursor = next, f.ring.Join() // it begins with a key frame
+			up, cursor = next, from
 			continue
 		}
 		if err == nil || ctx.Err() != nil {
@@ -421,13 +421,13 @@ func (f *forward) reconnect(ctx context.Context, via string, cause error) (*upst
 const batchTags = 64
 
 // copy writes the log to one upstream. It returns nil after the publisher's end, and
-// the next upstream if this one has sent the publisher there: this one gets all until
-// that one has it.
-func (f *forward) copy(ctx context.Context, up *upstreamConn, cursor *stream.Cursor, via string) (next *upstreamConn, err error) {
+// the next upstream, with the place from which that one gets the log, if this one has
+// sent the publisher there: this one gets all until that one has it.
+func (f *forward) copy(ctx context.Context, up *upstreamConn, cursor *stream.Cursor, via string) (next *upstreamConn, from *stream.Cursor, err error) {
 	over := f.crossing(ctx, up, via)
 	defer func() {
 		if to := over.end(err != nil); to != nil {
-			next, err = to, nil
+			next, from, err = to, over.cursor, nil
 		}
 	}()
 	ctx, leave := context.WithCancelCause(ctx)
@@ -447,7 +447,7 @@ func (f *forward) copy(ctx context.Context, up *upstreamConn, cursor *stream.Cur
 	}()
 	stop := context.AfterFunc(ctx, func() { up.Close() })
 	defer stop()
-	return nil, f.write(ctx, up, cursor, over)
+	return nil, nil, f.write(ctx, up, cursor, over)
 }
 
 // write is the loop of copy. It returns nil, too, when there is a next upstream.

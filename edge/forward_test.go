@@ -373,7 +373,7 @@ func TestForwardSlowUpstream(t *testing.T) {
 	}
 	defer c.Close()
 	f.ring.Close(errPublisherLeft)
-	if _, err := f.copy(t.Context(), &upstreamConn{Client: c, addr: a.rtmp}, cursor, ""); err != nil {
+	if _, _, err := f.copy(t.Context(), &upstreamConn{Client: c, addr: a.rtmp}, cursor, ""); err != nil {
 		t.Fatal(err)
 	}
 	a.awaitPublished(t, 1)

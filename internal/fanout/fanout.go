@@ -203,11 +203,20 @@ func New(o Options) *Engine {
 // ErrClosed is returned by Add once the engine was closed.
 var ErrClosed = errors.New("fan-out is closed")
 
+// join is where a player begins. One that carries the stream on may have readers that
+// have just lost it elsewhere.
+func join(p Player) *stream.Cursor {
+	if p.Urgent {
+		return p.Stream.JoinOverlapping()
+	}
+	return p.Stream.Join()
+}
+
 // Add starts writing to a player, from the newest join point of its stream on or
 // the first one to come. The engine owns the connection from then on, also when
 // it fails.
 func (e *Engine) Add(p Player) (*Session, error) {
-	s := &Session{e: e, p: p, fd: -1, at: -1, cursor: p.Stream.Join()}
+	s := &Session{e: e, p: p, fd: -1, at: -1, cursor: join(p)}
 	if raw, ok := direct(p.Conn); ok {
 		if kept, its, fd := own(p.Conn); kept != nil {
 			s.p.Conn, raw, s.fd = kept, its, int32(fd)

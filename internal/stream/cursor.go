@@ -33,6 +33,35 @@ func (s *Stream) Join() *Cursor {
 	return c
 }
 
+// Ages of join points in ms: who joins by JoinOverlapping may lack one that is fresh, and
+// does not begin with one that is old.
+const (
+	fresh = 250
+	old   = 3500
+)
+
+// JoinOverlapping is Join for who carries the stream on to readers that have had it from
+// somewhere else until a moment ago: they go on without a break if they recognise a frame
+// (Publisher.Resume), so a newest join point that they cannot have had yet is no place to
+// begin. If it is that fresh, by the log's time, the cursor is on the one before, unless
+// that is old.
+func (s *Stream) JoinOverlapping() *Cursor {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	c := &Cursor{s: s}
+	c.place()
+	if c.seeking || s.prev < s.head || s.prev >= s.next || s.age(s.mark) >= fresh || s.age(s.prev) > old {
+		return c
+	}
+	c.next = s.prev
+	return c
+}
+
+// age returns how many ms of the log are behind entry n. s.mu is held.
+func (s *Stream) age(n uint64) int32 {
+	return int32(s.timeline.last - s.ring[n&uint64(len(s.ring)-1)].Tag.Time())
+}
+
 // place puts the cursor on the newest join point. s.mu is held for reading.
 func (c *Cursor) place() {
 	if c.s.hasMark() {

@@ -27,8 +27,9 @@ type heldTag struct {
 // carry the same stream and then begins with frames that the log has: a relay
 // that lost its upstream and found another one. If the source's first frame is
 // in the log, by its bytes, the log goes on seamlessly: what it has is passed
-// over, and the times are put on its timeline. If it is not, Resume is a
-// Restart.
+// over, and the times are put on its timeline. If it is not, but comes next by the
+// times of the source before, it is taken as the next frame of the same stream. Else
+// Resume is a Restart.
 func (p *Publisher) Resume() {
 	p.s.mu.Lock()
 	defer p.s.mu.Unlock()
@@ -84,6 +85,9 @@ func (p *Publisher) match(info media.Info, t media.Tag) bool {
 	if at, ok := s.find(info, t); ok {
 		p.resume, p.held = skipping, nil
 		s.timeline.align(at - t.Time())
+	} else if s.timeline.follows(kindIndex(info.Kind), t.Time()) {
+		p.resume, p.held = skipping, nil
+		s.timeline.align(s.timeline.offset)
 	} else {
 		p.restart()
 	}

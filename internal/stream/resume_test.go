@@ -2,6 +2,7 @@ package stream
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -140,5 +141,71 @@ func TestResumeAudioOnly(t *testing.T) {
 	got, _ := frames(t, reader)
 	if len(got) != 40 {
 		t.Errorf("%d frames, want 40 without repetition: %q", len(got), got)
+	}
+}
+
+// The next source begins with the very next key frame: nothing of it is in the log, and
+// by its times it is the same stream, so the distance of the frames is kept. One whose
+// times do not fit is another run.
+func TestResumeFollowsByTime(t *testing.T) {
+	f := func(from int, base uint32, want uint32) {
+		t.Helper()
+		s := New(Limits{MaxBytes: 1 << 20, MaxTime: time.Minute})
+		reader := s.Join()
+		p, _ := s.Publish()
+		for _, tag := range source(t, 0, 30, 1000) { // the last video frame is at 2160, the last audio at 2185
+			if err := p.Append(tag); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p.Resume()
+		for _, tag := range source(t, from, from+10, base) {
+			if err := p.Append(tag); err != nil {
+				t.Fatal(err)
+			}
+		}
+		bodies, times := frames(t, reader)
+		i := slices.Index(bodies, "\x17\x01\x00\x00\x00"+fmt.Sprint("video ", from))
+		if i < 0 || times[i] != want || len(bodies) != 120 {
+			t.Fatalf("frame %d of %d, at %v, want at %d", i, len(bodies), times[max(i, 0)], want)
+		}
+		for k := i + 1; k < len(times); k++ {
+			if times[k] < times[k-1] {
+				t.Errorf("the times go back behind frame %d: %v", i, times[i:])
+			}
+		}
+	}
+	f(30, 1000, 2200)      // the next one
+	f(40, 1000, 2600)      // a part was lost
+	f(50, 1000, 2185+step) // much was lost, or it is another stream
+	f(30, 77000, 2185+step)
+	f(30, 900, 2185+step) // before what is there
+}
+
+// Who carries a stream on joins at the newest key frame if that has been there for a
+// moment, else at the one before, unless that is old or gone.
+func TestJoinOverlapping(t *testing.T) {
+	f := func(limit time.Duration, upTo, want int) {
+		t.Helper()
+		s := New(Limits{MaxBytes: 1 << 20, MaxTime: limit})
+		p, _ := s.Publish()
+		for _, tag := range source(t, 0, upTo, 0) { // a key frame in each 400 ms
+			if err := p.Append(tag); err != nil {
+				t.Fatal(err)
+			}
+		}
+		bodies, _ := frames(t, s.JoinOverlapping())
+		if want := fmt.Sprint("\x17\x01\x00\x00\x00video ", want); len(bodies) == 0 || bodies[0] != want {
+			t.Errorf("up to %d: begins with %q, want %q", upTo, bodies, want)
+		}
+	}
+	f(time.Minute, 21, 10) // 20 has just come
+	f(time.Minute, 26, 10)
+	f(time.Minute, 28, 20)
+	f(time.Minute, 30, 20)
+	f(time.Minute, 5, 0) // there is no other
+	f(100*time.Millisecond, 21, 20)
+	if c := New(DefaultLimits()).JoinOverlapping(); !c.seeking {
+		t.Error("in an empty log it does not wait for the first")
 	}
 }

@@ -76,6 +76,7 @@ type Stream struct {
 	cost int64   // guarded by mu; memory of the ring and of all entries
 	size int64   // guarded by mu; bytes of the tags of all entries
 	mark uint64  // guarded by mu; newest join point; none in the log when mark < head or mark >= next
+	prev uint64  // guarded by mu; the join point before it, likewise
 
 	timeline  timeline          // guarded by mu
 	headers   *Headers          // guarded by mu; in force at next; never nil
@@ -95,6 +96,7 @@ func New(limits Limits) *Stream {
 		ring:    make([]Entry, minRing),
 		cost:    minRing * entryCost,
 		mark:    ^uint64(0),
+		prev:    ^uint64(0),
 		headers: &Headers{},
 	}
 }
@@ -228,7 +230,7 @@ func (s *Stream) push(e Entry) {
 	s.cost += e.cost()
 	s.size += int64(len(e.Tag))
 	if e.joinable {
-		s.mark = s.next
+		s.prev, s.mark = s.mark, s.next
 	}
 	s.next++
 

@@ -63,6 +63,14 @@ func (l *timeline) align(offset uint32) {
 	}
 }
 
+// follows reports whether a frame of a source that nothing else is known of is the next
+// one of its kind, if it has the times of the source before.
+func (l *timeline) follows(kind int, ms uint32) bool {
+	k := &l.kinds[kind]
+	d := int32(ms + k.offset - k.out)
+	return k.seen && !l.pending && k.offset == l.offset && d > 0 && d <= maxBack
+}
+
 // has reports whether the log has come to the given time of an aligned source
 // for a kind.
 func (l *timeline) has(kind int, ms uint32) bool {
