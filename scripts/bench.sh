@@ -70,6 +70,8 @@ node origin <<-END
 	advertise: {rtmp: "$origin_rtmp", http: "$origin_http"}
 	load: {soft_limit: 0, hard_limit: 0}
 	discovery: {urls: ["http://$discovery"]}
+	# Nobody plays HLS here, and a thousand streams of it take a core from what is measured.
+	vhosts: {__defaultVhost__: {hls: {enabled: false}}}
 END
 ready "$origin_admin"
 
