@@ -36,7 +36,7 @@ func startSecured(t *testing.T, role, id string, more string) *secured {
 	under := func(addr string) string {
 		return fmt.Sprintf("tls: {listen: %q, cert_file: %q, key_file: %q, check_files: 1s}", addr, s.files.Cert, s.files.Key)
 	}
-	config := fmt.Sprintf("role: %s\nnode: {id: %s}\nrtmp: {listen: %q, %s}\nhttp: {listen: %q, %s}\nadmin: {listen: %q}\n%s",
+	config := fmt.Sprintf("role: %s\nnode: {id: %s}\nrtmp: {listen: %q, %s}\nhttp: {listen: %q, %s}\nadmin: {listen: %q}\nload: {soft_limit: 0, hard_limit: 0}\n%s",
 		role, id, a.rtmp, under(s.rtmps), a.http, under(s.https), a.admin, more)
 	path := writeConfig(t, id, config)
 	if r := weir(t, waitTimeout, "check", "-c", path); r.code != 0 {

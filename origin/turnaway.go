@@ -39,8 +39,13 @@ func (o *Origin) stands(n session.Newcomer) (live, back bool) {
 	return live, live && (p.publisher == nil || p.asked != nil)
 }
 
-// Returns reports whether a publisher comes back to a stream that waits for it here.
-func (o *Origin) Returns(n session.Newcomer) bool {
-	_, back := o.stands(n)
-	return back
+// Returns reports whether a publisher is one of a stream that there is already: it
+// waits for it here, or the directory knows an owner, who may be dead. Which of them
+// gets the stream is decided by the claim.
+func (o *Origin) Returns(ctx context.Context, n session.Newcomer) bool {
+	if _, back := o.stands(n); back {
+		return true
+	}
+	_, err := o.owner.Lookup(ctx, n.Target.Key.String())
+	return err == nil
 }

@@ -92,3 +92,26 @@ func TestALostPublisherComesBackToADrainingOrigin(t *testing.T) {
 		t.Error("an edge's publisher is let in")
 	}
 }
+
+// A publisher of a stream that there is already is no new load: it waits for it here,
+// or has another owner, dead or not.
+func TestReturns(t *testing.T) {
+	dir := newMemory()
+	s := start(t, "a", quick(), dir)
+	s.mustPublish("mine")
+	if _, err := dir.Claim(t.Context(), discovery.Claim{
+		Stream: key + "other", Node: "b", Instance: "1", TTL: time.Minute, Addr: discovery.Addr{RTMP: "b.example:1935"},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	v, err := s.origin.Vhosts().Find(vhost.DefaultName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bool{"mine": true, "other": true, "new": false} {
+		n := session.Newcomer{Kind: session.KindPublish, Target: vhost.Target{Key: vhost.Key{Vhost: v.Name, App: "live", Name: name}, Vhost: v}}
+		if got := s.origin.Returns(t.Context(), n); got != want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}

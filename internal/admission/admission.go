@@ -41,9 +41,11 @@ type GateOptions struct {
 	Node   string
 	Placer Placer
 	Secret string
-	// Returns reports whether a publisher comes back to a stream that is here; nil:
-	// never.
-	Returns func(n session.Newcomer) bool
+	// Returns reports whether a publisher is one of a stream that there is already, here
+	// or at an owner that may be dead: the load of such a one is no new load of the
+	// cluster, and it may have nowhere else to go. nil: never. It is asked while the
+	// node is busy.
+	Returns func(ctx context.Context, n session.Newcomer) bool
 	Set     *metrics.Set
 }
 
@@ -86,6 +88,9 @@ func (g *Gate) Admit(ctx context.Context, n session.Newcomer) error {
 	status := g.opt.Status()
 	if n.Kind == session.KindHLS {
 		return g.admitViewer(ctx, status, n)
+	}
+	if n.Kind == session.KindPublish && status.Soft && g.opt.Returns != nil && g.opt.Returns(ctx, n) {
+		return g.turn(ctx, n)
 	}
 	refusal := g.overload(status, n)
 	if r := g.redirect(ctx, status, n, refusal != nil); r != nil {
@@ -221,7 +226,7 @@ func (g *Gate) overload(status load.Status, n session.Newcomer) error {
 	switch {
 	case !status.Hard && !(status.Soft && n.OverQuota):
 		return nil
-	case n.Kind == session.KindPublish && (g.opt.TakePublishers || g.opt.Returns != nil && g.opt.Returns(n)):
+	case n.Kind == session.KindPublish && g.opt.TakePublishers:
 		return nil
 	case n.Kind == session.KindPlay && n.Peer.Node != "" && g.opt.KeepNodes:
 		return nil

@@ -76,7 +76,7 @@ func TestWhoIsLetIn(t *testing.T) {
 					o.TakePublishers = true
 				} else {
 					o.KeepNodes = true
-					o.Returns = func(n session.Newcomer) bool { return n.Target.Key == back }
+					o.Returns = func(_ context.Context, n session.Newcomer) bool { return n.Target.Key == back }
 				}
 				r := refused(t, NewGate(o), c.newcomer)
 				if (r == nil) != want {
@@ -121,6 +121,8 @@ func TestWhoIsSentElsewhere(t *testing.T) {
 	with := func(n session.Newcomer, change func(*session.Newcomer)) session.Newcomer { change(&n); return n }
 	node := func(n *session.Newcomer) { n.Peer.Node = "edge-9" }
 	play, publish := newcomer(session.KindPlay, "http-flv"), newcomer(session.KindPublish, "rtmp")
+	returns := publish
+	returns.Target.Key.Name = "there already"
 	key := ticket.NewKey("secret")
 	told := func(to string, hops int) func(*session.Newcomer) {
 		return func(n *session.Newcomer) {
@@ -154,6 +156,8 @@ func TestWhoIsSentElsewhere(t *testing.T) {
 		"publisher of a node, full":     {hard, with(publish, node), 0.1, in, sent},
 		"publisher, busy":               {soft, publish, 0.1, in, in},
 		"publisher, full":               {hard, publish, 0.1, in, sent},
+		"publisher that returns, busy":  {soft, with(returns, node), 0.1, in, in},
+		"publisher that returns, full":  {hard, with(returns, node), 0.1, in, in},
 		"chosen, busy":                  {soft, with(play, told("self", 1)), 0.1, in, in},
 		"chosen, full":                  {hard, with(play, told("self", 1)), 0.1, sent, sent},
 		"chosen after two, full":        {hard, with(play, told("self", 2)), 0.1, out, out},
@@ -167,6 +171,9 @@ func TestWhoIsSentElsewhere(t *testing.T) {
 				o := GateOptions{
 					Config: DefaultConfig(), Status: func() load.Status { return c.status }, Set: metrics.NewSet(),
 					Node: "self", Placer: s, Secret: "secret", TakePublishers: role == "edge", KeepNodes: role == "origin",
+				}
+				if role == "origin" {
+					o.Returns = func(_ context.Context, n session.Newcomer) bool { return n.Target.Key == returns.Target.Key }
 				}
 				err := NewGate(o).Admit(t.Context(), c.newcomer)
 				var r *session.Redirect
