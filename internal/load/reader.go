@@ -37,6 +37,7 @@ type settled struct {
 	until       time.Time
 	allowed     []int
 	quota       bool   // the cgroup had one
+	bounded     bool   // it had a limit of memory
 	descriptors uint64 // RLIMIT_NOFILE; 0: not read yet
 	devices     map[string]device
 }
@@ -53,7 +54,7 @@ const settledFor = 5 * time.Second
 // settle forgets what was read too long ago.
 func (r *Reader) settle() {
 	if now := time.Now(); now.After(r.settled.until) {
-		r.settled = settled{until: now.Add(settledFor), quota: true}
+		r.settled = settled{until: now.Add(settledFor), quota: true, bounded: true}
 	}
 }
 
@@ -274,7 +275,12 @@ func processors(stat map[int64]procfs.CPUStat, allowed []int) (busy, idle time.D
 
 // memory reads the memory of the machine and of the cgroup's limits.
 func (r *Reader) memory() ([]Space, error) {
-	all, err := r.groups.memory()
+	var all []Space
+	var err error
+	if r.settled.bounded {
+		all, err = r.groups.memory()
+		r.settled.bounded = len(all) > 0 || err != nil
+	}
 	info, merr := r.fs.Meminfo()
 	switch {
 	case merr != nil:
