@@ -22,12 +22,12 @@ import (
 // version is set by the build (-ldflags "-X main.version=...").
 var version = ""
 
-// Exit codes. docs/operations.md lists them.
+// Exit codes. docs/cli.md says of which commands they are.
 const (
 	exitFailed  = 1 // the command failed while it ran
 	exitUsage   = 2 // the command line, the configuration or the file to push is wrong
-	exitConnect = 3 // push, pull: the server cannot be reached, or no answer or frame came in time
-	exitRefused = 4 // push, pull: the server refused, has no such stream, or ended it before a frame
+	exitConnect = 3 // the server cannot be reached, or no answer or frame came in time
+	exitRefused = 4 // the server refused, has no such stream, or ended it before a frame
 	exitLost    = 5 // push, pull: the connection was lost in mid-stream
 )
 

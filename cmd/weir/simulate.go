@@ -40,7 +40,7 @@ func simulateCommand() *cli.Command {
 			&cli.StringFlag{Name: "capacity", Value: units.BitRate(day.Capacity).String(), Usage: "a day: what a node can send"},
 			&cli.StringFlag{Name: "bit-rate", Value: units.BitRate(day.BitRate).String(), Usage: "a day: what a player gets"},
 			&cli.DurationFlag{Name: "session", Value: day.Session, Usage: "a day: mean length of a session"},
-			&cli.IntFlag{Name: "hours", Value: day.Hours, Usage: "a day: how long it is"},
+			&cli.IntFlag{Name: "hours", Value: day.Hours, Usage: "a day: how many hours of it, from midnight on; fewer than 21 are without its peak"},
 			&cli.StringFlag{Name: "svg", Usage: "a day: draw it into `FILE`"},
 		},
 		Action: func(c *cli.Context) error {

@@ -16,7 +16,8 @@ type Config struct {
 	// one. Above 0 and at most 10; 0 switches the limit off.
 	SoftLimit float64 `yaml:"soft_limit"`
 	// From which load on the node is full: it takes no new players, and asks some of those it
-	// has to leave. From soft_limit to 10; 0 switches the limit off.
+	// has to leave. An origin takes no new publishers either, but those that come back to their
+	// stream. From soft_limit to 10; 0 switches the limit off.
 	HardLimit float64 `yaml:"hard_limit"`
 	// How far below a limit the load has to fall for the node to count as under it again, from 0
 	// to 0.5.
