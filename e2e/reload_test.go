@@ -410,3 +410,22 @@ func benchmarkRoll(b *testing.B, path string, roll func(edge *configured, round 
 	}
 	a.stop()
 }
+
+// An edge drains while a worker that was rolled still has a publisher: the drain says that
+// it was cut.
+func TestDrainCountsWhatARetiringWorkerCuts(t *testing.T) {
+	t.Parallel()
+	o := startOrigin(t, "origin-a", addresses{}, "")
+	edge := startConfigured(t, "edge", "workers: 1\nsupervision: {roll_grace: 1s}\nplay: {max_lag: 5s}\n"+upstreamsOf(o.rtmp))
+	edge.awaitWorkers(1)
+	publishClip(t, edge.rtmpURL("live/demo"))
+	edge.awaitSessions("publish", demo, 1)
+	edge.change("max_lag: 5s", "max_lag: 4s")
+	edge.wantReload(0, "version 2")
+	edge.awaitSessions("publish", demo, 1)
+	r := weir(t, waitTimeout, "drain", "--admin", "http://"+edge.admin, "--deadline", "2s", "--wait")
+	if r.code != 0 || !strings.Contains(r.stdout+r.stderr, "0 moved, 1 cut") {
+		t.Errorf("weir drain: exit code %d\n%s%s", r.code, r.stdout, r.stderr)
+	}
+	edge.sees("sessions cut at the end of the drain")
+}

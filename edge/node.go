@@ -228,7 +228,7 @@ func rollGrace(cfg Config) time.Duration {
 	if cfg.Supervision.RollGrace == 0 {
 		return 0
 	}
-	return max(cfg.Supervision.RollGrace, cfg.Supervision.PublisherGrace) + 2*emptyEvery
+	return max(cfg.Supervision.RollGrace, cfg.Supervision.PublisherGrace) + tellWithin + 3*emptyEvery
 }
 
 func workerInfos(states []worker.State) []admin.WorkerInfo {

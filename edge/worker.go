@@ -146,6 +146,7 @@ func RunWorker(c *worker.Child, etcd discovery.EtcdOpener, log *slog.Logger) err
 		log.Info("worker retires", "sessions", len(door.Sessions()), "connections", open.Connections(), "grace", cfg.Supervision.RollGrace.String())
 		empty(ctx, open.Connections, last.Until)
 		empty(ctx, func() int { _, publishers := door.Census(); return publishers }, last.Publishers)
+		empty(ctx, draining.Untold, time.Now().Add(tellWithin))
 		finish()
 		return nil
 	})
@@ -161,6 +162,10 @@ func placer(d discovery.Remote) admission.Placer {
 
 // emptyEvery is how often a worker that retires looks whether it is done.
 const emptyEvery = 100 * time.Millisecond
+
+// tellWithin bounds how long a worker that retires while the node drains stays to tell the
+// supervisor, which asks four times a second, how the last of its sessions ended.
+const tellWithin = 2 * time.Second
 
 // empty returns when nothing is left, or at the deadline, or when ctx ends.
 func empty(ctx context.Context, left func() int, deadline time.Time) {

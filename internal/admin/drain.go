@@ -72,10 +72,19 @@ func drainWishes(q url.Values) (deadline *time.Duration, rate *float64, err erro
 
 // DrainWorkers returns the Apply of a drain.Node whose sessions are in the worker
 // processes that list returns. Each gets its share of the rate. A process that is
-// not ready has no sessions; it learns of the order when it is.
+// not ready has no sessions; it learns of the order when it is. What a process that has
+// ended had moved and cut stays in the sum. The Apply is not for concurrent use.
 func DrainWorkers(list func() []WorkerInfo, dial func(ctx context.Context, index int) (net.Conn, error)) func(context.Context, *drain.Order) (drain.Progress, error) {
 	w := newWorkers(list, dial)
+	var since time.Time              // the drain that done is of
+	done := map[int]drain.Progress{} // by PID: what its last answer says is over
 	return func(ctx context.Context, o *drain.Order) (drain.Progress, error) {
+		if o == nil || !o.Since.Equal(since) {
+			clear(done)
+		}
+		if o != nil {
+			since = o.Since
+		}
 		ready := slices.DeleteFunc(w.list(), func(i WorkerInfo) bool { return i.State != workerReady && i.State != workerRetiring })
 		share := o
 		if o != nil && o.KickRate > 0 {
@@ -87,7 +96,7 @@ func DrainWorkers(list func() []WorkerInfo, dial func(ctx context.Context, index
 		}
 		var sum drain.Progress
 		var errs []error
-		for _, a := range w.askThese(ctx, ready, http.MethodPut, workerDrain, body) {
+		for i, a := range w.askThese(ctx, ready, http.MethodPut, workerDrain, body) {
 			var p drain.Progress
 			err := a.err
 			if err == nil && a.status != http.StatusOK {
@@ -96,7 +105,14 @@ func DrainWorkers(list func() []WorkerInfo, dial func(ctx context.Context, index
 			if err == nil {
 				err = json.Unmarshal(a.body, &p)
 			}
-			errs, sum = append(errs, err), sum.Add(p)
+			if err == nil {
+				done[ready[i].PID] = drain.Progress{Moved: p.Moved, Cut: p.Cut}
+				sum.Players, sum.Publishers = sum.Players+p.Players, sum.Publishers+p.Publishers
+			}
+			errs = append(errs, err)
+		}
+		for _, p := range done {
+			sum = sum.Add(p)
 		}
 		return sum, errors.Join(errs...)
 	}

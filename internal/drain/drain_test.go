@@ -465,3 +465,28 @@ func TestBadOrders(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A process stays to be asked until what it has cut is known: that is, until it is asked
+// again after it has said so.
+func TestWhatWasCutIsToldBeforeTheProcessEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, begin := newCrowd(2, 3), time.Now()
+		p := start(t, c)
+		p.Retire(Order{Since: begin, Until: begin.Add(time.Second), Publishers: begin.Add(time.Hour)})
+		time.Sleep(time.Minute) // the players are moved by the retirement
+		o := &Order{Since: time.Now(), Until: time.Now().Add(10 * time.Second)}
+		for _, want := range []struct {
+			after       time.Duration
+			cut, untold int
+		}{{0, 0, 0}, {11 * time.Second, 3, 3}, {time.Second, 3, 0}} {
+			time.Sleep(want.after)
+			if n := p.Apply(o); n.Cut != want.cut || n.Moved != 0 || p.Untold() != want.untold {
+				t.Errorf("%+v, %d untold, want %+v", n, p.Untold(), want)
+			}
+		}
+		p.Apply(nil)
+		if n := p.Untold(); n != 0 {
+			t.Errorf("%d untold, and the node serves", n)
+		}
+	})
+}

@@ -91,6 +91,8 @@ type Process struct {
 	order   *Order        // guarded by mu; nil: serve
 	moved   int           // guarded by mu; of this drain
 	cut     int           // guarded by mu
+	said    int           // guarded by mu; moved and cut, as the last answer of Apply had them
+	heard   int           // guarded by mu; said before: whoever asks again has that answer
 	changed chan struct{} // guarded by mu; closed and replaced with order
 }
 
@@ -121,13 +123,28 @@ func (p *Process) Draining() bool {
 // Apply makes an order the one in force, nil to serve again, and returns how far
 // the process has come. The order in force may be given again.
 func (p *Process) Apply(o *Order) Progress {
+	players, publishers := p.sessions.Census() // before what is counted: nobody is gone and not counted
 	p.mu.Lock()
+	defer p.mu.Unlock()
+	if o != nil && !p.drained {
+		p.moved, p.cut, p.said = 0, 0, 0
+	}
 	p.drained = o != nil
 	p.enforce(o)
-	moved, cut := p.moved, p.cut
-	p.mu.Unlock()
-	players, publishers := p.sessions.Census()
-	return Progress{Players: players, Publishers: publishers, Moved: moved, Cut: cut}
+	p.heard, p.said = p.said, p.moved+p.cut
+	return Progress{Players: players, Publishers: publishers, Moved: p.moved, Cut: p.cut}
+}
+
+// Untold returns how many sessions of the node's drain have been moved or cut that whoever
+// gives the orders may not know of yet; 0 if the node does not drain. An answer of Apply
+// counts as known when it is called again.
+func (p *Process) Untold() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.drained {
+		return 0
+	}
+	return p.moved + p.cut - p.heard
 }
 
 // enforce makes an order the one in force. p.mu is held.
@@ -136,9 +153,6 @@ func (p *Process) enforce(o *Order) {
 		o = p.order.hastened(o)
 	}
 	if same := o == nil && p.order == nil || o != nil && p.order != nil && o.equal(*p.order); !same {
-		if p.order == nil {
-			p.moved, p.cut = 0, 0
-		}
 		p.order = o
 		close(p.changed)
 		p.changed = make(chan struct{})
@@ -255,7 +269,10 @@ func (p *Process) carryOut(ctx context.Context, o Order, changed <-chan struct{}
 			id := list[len(list)-1]
 			list = list[:len(list)-1]
 			if p.sessions.Move(id) {
-				p.count(&p.moved, 1, p.met.moved)
+				p.mu.Lock()
+				p.moved++
+				p.mu.Unlock()
+				p.met.moved.Inc()
 				break
 			}
 		}
@@ -279,15 +296,12 @@ func (o Order) gone() time.Time { return o.Until.Add(-min(o.Until.Sub(o.Since)/1
 
 // end cuts what is left.
 func (p *Process) end(publishers bool) {
-	if n := p.sessions.Cut(publishers); n > 0 {
-		p.count(&p.cut, n, p.met.cut)
+	p.mu.Lock() // for Apply
+	n := p.sessions.Cut(publishers)
+	p.cut += n
+	p.mu.Unlock()
+	if n > 0 {
+		p.met.cut.Add(n)
 		p.log.Warn("sessions cut at the end of the drain", "sessions", n)
 	}
-}
-
-func (p *Process) count(field *int, n int, c *metrics.Counter) {
-	p.mu.Lock()
-	*field += n
-	p.mu.Unlock()
-	c.Add(n)
 }
