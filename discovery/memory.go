@@ -46,7 +46,9 @@ type Memory struct {
 	nodes   map[string]*Node
 	// toldNodes is what the feed last said of nodes, and when (Seen).
 	toldNodes map[string]*Node
-	epochs    epochClock
+	// twins are of ids that have had more than one instance.
+	twins  twins
+	epochs epochClock
 	// ended remembers the last epoch of streams without a lease, so that an
 	// older one cannot be restored after it.
 	ended map[string]ended
@@ -81,6 +83,7 @@ type memoryMetrics struct {
 	found, notFound                              *metrics.Counter // lookups
 	renewed, restored, lost                      *metrics.Counter // leases of renewals
 	expired, kicked                              *metrics.Counter
+	twinBeats                                    *metrics.Counter
 }
 
 // NewMemory returns an empty directory. cfg must be valid (see ServerConfig).
@@ -97,24 +100,26 @@ func NewMemory(cfg MemoryConfig, log *slog.Logger, set *metrics.Set) *Memory {
 		log: log,
 		set: set,
 		met: memoryMetrics{
-			granted:  set.NewCounter(`weir_discovery_claims_total{result="granted"}`),
-			kept:     set.NewCounter(`weir_discovery_claims_total{result="kept"}`),
-			taken:    set.NewCounter(`weir_discovery_claims_total{result="taken_over"}`),
-			conflict: set.NewCounter(`weir_discovery_claims_total{result="conflict"}`),
-			banned:   set.NewCounter(`weir_discovery_claims_total{result="banned"}`),
-			full:     set.NewCounter(`weir_discovery_claims_total{result="full"}`),
-			found:    set.NewCounter(`weir_discovery_lookups_total{result="found"}`),
-			notFound: set.NewCounter(`weir_discovery_lookups_total{result="not_found"}`),
-			renewed:  set.NewCounter(`weir_discovery_renewals_total{result="kept"}`),
-			restored: set.NewCounter(`weir_discovery_renewals_total{result="restored"}`),
-			lost:     set.NewCounter(`weir_discovery_renewals_total{result="lost"}`),
-			expired:  set.NewCounter(`weir_discovery_leases_expired_total`),
-			kicked:   set.NewCounter(`weir_discovery_kicks_total`),
+			granted:   set.NewCounter(`weir_discovery_claims_total{result="granted"}`),
+			kept:      set.NewCounter(`weir_discovery_claims_total{result="kept"}`),
+			taken:     set.NewCounter(`weir_discovery_claims_total{result="taken_over"}`),
+			conflict:  set.NewCounter(`weir_discovery_claims_total{result="conflict"}`),
+			banned:    set.NewCounter(`weir_discovery_claims_total{result="banned"}`),
+			full:      set.NewCounter(`weir_discovery_claims_total{result="full"}`),
+			found:     set.NewCounter(`weir_discovery_lookups_total{result="found"}`),
+			notFound:  set.NewCounter(`weir_discovery_lookups_total{result="not_found"}`),
+			renewed:   set.NewCounter(`weir_discovery_renewals_total{result="kept"}`),
+			restored:  set.NewCounter(`weir_discovery_renewals_total{result="restored"}`),
+			lost:      set.NewCounter(`weir_discovery_renewals_total{result="lost"}`),
+			expired:   set.NewCounter(`weir_discovery_leases_expired_total`),
+			kicked:    set.NewCounter(`weir_discovery_kicks_total`),
+			twinBeats: set.NewCounter(`weir_discovery_twin_heartbeats_total`),
 		},
 		feed:      newFeed(),
 		streams:   make(map[string]*Lease),
 		nodes:     make(map[string]*Node),
 		toldNodes: make(map[string]*Node),
+		twins:     make(twins),
 		ended:     make(map[string]ended),
 		kicks:     make(kicks),
 	}

@@ -30,8 +30,13 @@ func (m *Memory) Heartbeat(_ context.Context, n Node) error {
 	}
 	m.nodes[n.ID] = &n
 	m.tellNode(&n)
+	restarted := old == nil || old.Instance != n.Instance
+	var areTwins, sayTwins bool
+	if restarted && old != nil {
+		areTwins, sayTwins = m.twins.beat(old, &n)
+	}
 	m.mu.Unlock()
-	if old == nil || old.Instance != n.Instance {
+	if restarted {
 		// Whoever listens at that address now, the run before it is dead, and its
 		// streams need not wait for their TTL. A second node that was given the
 		// same id by mistake has another address and keeps its own.
@@ -39,7 +44,13 @@ func (m *Memory) Heartbeat(_ context.Context, n Node) error {
 			return l.Node == n.ID && l.Instance != n.Instance && l.Addr == n.Addr
 		})
 	}
-	if old == nil || old.Instance != n.Instance || old.State != n.State {
+	switch {
+	case areTwins:
+		m.met.twinBeats.Inc()
+		if sayTwins {
+			m.log.Warn("two nodes have the same id", "node", n.ID, "address", n.Addr.main(), "other", old.Addr.main(), "role", n.Role)
+		}
+	case restarted || old.State != n.State:
 		m.log.Info("node state changed", "node", n.ID, "role", n.Role, "state", n.State, "version", n.Version)
 	}
 	return nil

@@ -92,6 +92,7 @@ func (m *Memory) tellNode(n *Node) {
 func (m *Memory) dropNode(id string) {
 	delete(m.nodes, id)
 	delete(m.toldNodes, id)
+	delete(m.twins, id)
 	m.feed.add(Event{Left: id})
 }
 
