@@ -131,7 +131,7 @@ func rtmpError(err error) error {
 	case s.Code == rtmp.CodePlayNotFound:
 		return fmt.Errorf("%w: %s", errGone, s.Description)
 	case s.Description == circleText:
-		return fmt.Errorf("%w: %w", errCircle, err)
+		return fmt.Errorf("%w: server answered %s", errCircle, s.Code)
 	}
 	return err
 }
@@ -251,7 +251,7 @@ const maxWords = 256
 func failure(resp *http.Response, body []byte) error {
 	text := strings.TrimSpace(string(body[:min(len(body), maxWords)]))
 	if strings.HasPrefix(text, circleText) {
-		return fmt.Errorf("%w: upstream answered %s: %s", errCircle, resp.Status, text)
+		return fmt.Errorf("%w: upstream answered %s", errCircle, resp.Status)
 	}
 	return fmt.Errorf("upstream answered %s: %s", resp.Status, text)
 }

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"weir/hls"
@@ -156,11 +157,17 @@ type Refusal struct {
 	RetryAfter time.Duration
 }
 
+// Error returns the text and the cause in one line, or only the cause if it has the words of
+// the text, as what another node answered often has.
 func (r *Refusal) Error() string {
-	if r.Err != nil {
-		return r.Text + ": " + r.Err.Error()
+	if r.Err == nil {
+		return r.Text
 	}
-	return r.Text
+	text, cause := strings.TrimSuffix(r.Text, "."), r.Err.Error()
+	if strings.Contains(strings.ToLower(cause), strings.ToLower(text)) {
+		return cause
+	}
+	return text + ": " + cause
 }
 
 // Unwrap returns the cause.
