@@ -250,7 +250,7 @@ const maxWords = 256
 // failure returns what an upstream said that did not give what was asked for.
 func failure(resp *http.Response, body []byte) error {
 	text := strings.TrimSpace(string(body[:min(len(body), maxWords)]))
-	if strings.HasPrefix(text, circleText) {
+	if strings.HasPrefix(text, circleText) || strings.HasPrefix(text, errCircle.Error()) { // a node, or another worker
 		return fmt.Errorf("%w: upstream answered %s", errCircle, resp.Status)
 	}
 	return fmt.Errorf("upstream answered %s: %s", resp.Status, text)
