@@ -56,7 +56,17 @@ func (p *Publisher) isNew(info media.Info, t media.Tag) bool {
 	case k < 0: // script data belongs between the frames
 		return int32(t.Time()+s.timeline.offset-s.timeline.last) > 0
 	case !p.passed[k] && s.timeline.has(k, t.Time()):
-		return false
+		if !info.IsKeyFrame() || !s.spans(t.Time()+s.timeline.offset) {
+			return false
+		}
+		if _, ok := s.find(info, t); ok {
+			return false
+		}
+		// By its time the log would have it, but it has not: the source, another log,
+		// went on after a gap, and its times are its own from there on.
+		p.resume = resumed
+		s.timeline.restart()
+		return true
 	}
 	p.passed[k] = true
 	if p.passed[0] && p.passed[1] {
@@ -120,6 +130,15 @@ func (p *Publisher) expectsVideo() bool {
 		}
 	}
 	return p.video.exists
+}
+
+// spans reports whether a log time is not before what the log still has. s.mu is held.
+func (s *Stream) spans(ms uint32) bool {
+	if s.next == s.head {
+		return false
+	}
+	oldest := s.ring[s.head&uint64(len(s.ring)-1)].Tag.Time()
+	return int32(ms-oldest) >= 0
 }
 
 // find returns the time of the newest entry with the same body. s.mu is held.

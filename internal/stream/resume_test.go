@@ -209,3 +209,44 @@ func TestJoinOverlapping(t *testing.T) {
 		t.Error("in an empty log it does not wait for the first")
 	}
 }
+
+// A relay goes on from another log, which is a little behind and then goes on after a
+// gap, at a key frame: by its times the relay's log would have what comes.
+func TestResumeFromALogWithAGap(t *testing.T) {
+	for _, audio := range []bool{false, true} {
+		s := New(Limits{MaxBytes: 1 << 20, MaxTime: time.Minute})
+		reader := s.Join()
+		p, _ := s.Publish()
+		add := func(tags []media.Tag) {
+			t.Helper()
+			for _, tag := range tags {
+				if !audio && tag.Kind() == media.Audio {
+					continue
+				}
+				if err := p.Append(tag); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		add(source(t, 0, 28, 5000))
+		p.Resume()
+		add(source(t, 20, 24, 5000))
+		// Frame 24 would have been next at 5960.
+		add(source(t, 50, 60, 5960-50*40))
+		bodies, times := frames(t, reader)
+		var video []string
+		for _, b := range bodies {
+			if b[0] == 0x17 || b[0] == 0x27 {
+				video = append(video, b[5:])
+			}
+		}
+		if len(video) != 38 || video[27] != "video 27" || video[28] != "video 50" || video[37] != "video 59" {
+			t.Errorf("audio %v: %q", audio, video)
+		}
+		for i := 1; i < len(times); i++ {
+			if d := int32(times[i] - times[i-1]); d < -50 || d > 100 {
+				t.Errorf("audio %v: time goes from %d to %d", audio, times[i-1], times[i])
+			}
+		}
+	}
+}
