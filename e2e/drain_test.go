@@ -346,11 +346,11 @@ func TestTerminateDrains(t *testing.T) {
 		return nil
 	})
 	eventually(t, waitTimeout, "newcomers are refused", func() error {
-		r := get(t, edge.httpURL("live/demo.flv"))
-		if r.status != http.StatusServiceUnavailable || r.header.Get("Retry-After") == "" {
-			return fmt.Errorf("status %d", r.status)
+		r, err := head(edge.httpURL("live/demo.flv")) // its workers hear of the drain last
+		if err == nil && (r.status != http.StatusServiceUnavailable || r.header.Get("Retry-After") == "") {
+			err = fmt.Errorf("status %d", r.status)
 		}
-		return nil
+		return err
 	})
 	// Both go on all the while.
 	before := player.videoFrames()
