@@ -228,8 +228,9 @@ type NodeQuery struct {
 const MaxPage = 1000
 
 // Engine is a directory that a Server can put on the network. next is the After
-// of the following page, or empty at the end. Run does the engine's upkeep and
-// blocks until ctx ends.
+// of the following page, or empty at the end. Nodes may list them as they were a
+// moment ago: a server over a RemoteEngine answers from its copy. Run does the
+// engine's upkeep and blocks until ctx ends.
 type Engine interface {
 	Directory
 	Kicker
