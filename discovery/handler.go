@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
+
+	"weir/internal/repeat"
 )
 
 // HandlerConfig says what a handler of the discovery API serves.
@@ -51,7 +53,6 @@ func NewHandler(cfg HandlerConfig) http.Handler {
 	h := &handler{
 		cfg: cfg, token: sha256.Sum256([]byte(cfg.Token)),
 		unauthorized: cfg.Metrics.GetOrCreateCounter(`weir_discovery_unauthorized_total`),
-		refused:      refusals{byHost: make(map[string]*refusal)},
 	}
 	mux := http.NewServeMux()
 	route := func(path string, byMethod map[string]call) { mux.Handle(path, h.route(byMethod)) }
@@ -88,7 +89,7 @@ type handler struct {
 	token [sha256.Size]byte // hashed, so that comparing takes the same time for all lengths
 
 	unauthorized *metrics.Counter
-	refused      refusals
+	refused      repeat.Filter[string] // by host
 }
 
 type statusJSON struct {
@@ -175,7 +176,7 @@ func (h *handler) noteRefusal(r *http.Request, missing bool) {
 	if err != nil {
 		host = r.RemoteAddr
 	}
-	if n := h.refused.add(host, time.Now()); n > 0 {
+	if n, _ := h.refused.Due(host, time.Now()); n > 0 {
 		cause := "wrong token"
 		if missing {
 			cause = "no token"

@@ -5,12 +5,12 @@ import (
 	"fmt"
 	"log/slog"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
 
 	"weir/discovery/schedule"
+	"weir/internal/repeat"
 )
 
 // ErrNoNode says that the directory has no node that can take a session now.
@@ -26,10 +26,7 @@ type Placer struct {
 
 	placed, refused map[schedule.Action]*metrics.Counter
 
-	mu sync.Mutex // guards what was logged
-	// unlogged refusals since logged.
-	logged   time.Time
-	unlogged int
+	said repeat.Filter[schedule.Action] // refusals
 }
 
 // placerRefresh is how often the nodes are listed anew. Sessions placed meanwhile
@@ -47,6 +44,7 @@ func NewPlacer(engine Engine, cfg schedule.Config, locate schedule.Locator, log 
 	}
 	p := &Placer{
 		engine: engine, sched: schedule.New(cfg, locate, uint64(time.Now().UnixNano())), log: log,
+		said:   repeat.Filter[schedule.Action]{Every: 10 * time.Second},
 		placed: make(map[schedule.Action]*metrics.Counter), refused: make(map[schedule.Action]*metrics.Counter),
 	}
 	for _, a := range []schedule.Action{schedule.Play, schedule.Publish} {
@@ -184,16 +182,7 @@ func (p *Placer) Node(id string) *schedule.Facts { return p.sched.Node(id) }
 
 // noteRefusal logs the first of 10 s.
 func (p *Placer) noteRefusal(r schedule.Request, err error) {
-	const every = 10 * time.Second
-	p.mu.Lock()
-	p.unlogged++
-	n := p.unlogged
-	due := time.Since(p.logged) >= every
-	if due {
-		p.logged, p.unlogged = time.Now(), 0
-	}
-	p.mu.Unlock()
-	if due {
+	if n, _ := p.said.Due(r.Action, time.Now()); n > 0 {
 		p.log.Warn("no node for a session", "role", r.Action, "stream", r.Stream, "sessions", n, "err", err)
 	}
 }

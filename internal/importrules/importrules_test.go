@@ -35,7 +35,7 @@ var allowed = map[string]string{
 		" internal/media internal/node internal/reload internal/rtmp internal/session internal/stream internal/units internal/upgrade internal/vhost internal/worker",
 	"origin": "configs discovery hls internal/admin internal/admission internal/drain internal/flv internal/httpserver internal/limit internal/load" +
 		" internal/media internal/node internal/reload internal/rtmp internal/session internal/stream internal/units internal/upgrade internal/vhost",
-	"discovery": "configs discovery/schedule internal/units",
+	"discovery": "configs discovery/schedule internal/repeat internal/units",
 	// Decisions alone: nodes come in, a choice goes out.
 	"discovery/schedule": "internal/units",
 	// Decides about machines; what it needs of the directory is behind an interface of its own.
@@ -68,7 +68,7 @@ var allowed = map[string]string{
 	"internal/rtmp/chunk": "internal/media",
 
 	// Serving: connections, tenants, processes.
-	"internal/session": "configs hls internal/admin internal/fanout internal/httpserver internal/limit internal/load internal/media internal/node internal/rtmp" +
+	"internal/session": "configs hls internal/admin internal/fanout internal/httpserver internal/limit internal/load internal/media internal/node internal/repeat internal/rtmp" +
 		" internal/rtmp/chunk internal/secure internal/stream internal/ticket internal/units internal/vhost",
 	"internal/httpserver":        "internal/limit internal/secure internal/units",
 	"internal/secure":            "internal/node", // which checks addresses
@@ -86,6 +86,7 @@ var allowed = map[string]string{
 	"internal/ticket":    "",
 	"internal/node":      "",
 	"internal/units":     "",
+	"internal/repeat":    "",
 
 	// The load tool meets servers only over the network.
 	"internal/bench": "internal/clip internal/flv internal/media internal/rtmp internal/rtmp/amf",

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -13,6 +14,7 @@ import (
 
 	"weir/internal/admin"
 	"weir/internal/fanout"
+	"weir/internal/repeat"
 	"weir/internal/vhost"
 )
 
@@ -101,6 +103,7 @@ type ledger struct {
 	log    *slog.Logger
 	set    *metrics.Set
 	prefix string // of ids: tells the workers of a node apart
+	said   repeat.Filter[refusalKind]
 
 	mu       sync.Mutex
 	closed   bool             // guarded by mu; no session begins any more
@@ -213,11 +216,49 @@ func (g *ledger) gauge(l *live) *metrics.Counter {
 	return g.set.GetOrCreateCounter(fmt.Sprintf(`weir_sessions{kind=%q,protocol=%q,peer=%q}`, l.kind, l.protocol, l.peerLabel()))
 }
 
-// refused counts and logs a request that did not become a session. All but
+// refusalKind is what refusals have in common that share a line of the log.
+type refusalKind struct {
+	kind, protocol, reason string
+	text                   string     // which of the reasons of that name
+	stream                 string     // empty if the reason is no matter of the stream
+	host                   netip.Addr // likewise of the client
+}
+
+// kindOfRefusal returns what a refusal is one more of. What the node cannot or will not
+// do, as when discovery is away, is the same for all streams and clients; what a client
+// does wrong is its own; the rest is a matter of the stream.
+func kindOfRefusal(kind, protocol, reason, stream string, remote netip.AddrPort, err error) refusalKind {
+	k := refusalKind{kind: kind, protocol: protocol, reason: reason}
+	switch Code(reason) {
+	case Unavailable, Limit:
+		if r := (*Refusal)(nil); errors.As(err, &r) {
+			k.text = r.Text
+		}
+	case Stopping, Draining, Overload:
+	case Denied:
+		k.stream, k.host = stream, remote.Addr()
+	default:
+		if k.stream = stream; stream == "" {
+			k.host = remote.Addr()
+		}
+	}
+	return k
+}
+
+// refused counts a request that did not become a session, and logs it unless another of
+// its kind was logged within the last minute: clients try again and again. All but
 // stream and remote are words of weir's own: they are labels.
 func (g *ledger) refused(kind, protocol, reason, stream string, remote netip.AddrPort, err error) {
 	g.set.GetOrCreateCounter(fmt.Sprintf(`weir_refused_total{kind=%q,protocol=%q,reason=%q}`, kind, protocol, reason)).Inc()
-	g.log.Info("session refused", "kind", kind, "protocol", protocol, "stream", stream, "remote", remoteName(remote), "reason", reason, "err", err)
+	n, since := g.said.Due(kindOfRefusal(kind, protocol, reason, stream, remote, err), time.Now())
+	if n == 0 {
+		return
+	}
+	args := []any{"kind", kind, "protocol", protocol, "stream", stream, "remote", remoteName(remote), "reason", reason, "err", err}
+	if n > 1 {
+		args = append(args, "refusals", n, "since", since)
+	}
+	g.log.Info("session refused", args...)
 }
 
 // players returns the number of players of a stream.

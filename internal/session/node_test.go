@@ -243,6 +243,7 @@ func start(t *testing.T, change func(o *Options, d *Door)) *testNode {
 		n.rtmps, n.https = d.RTMPS.Addr().String(), d.HTTPS.Addr().String()
 	}
 	n.sessions = New(o)
+	n.sessions.ledger.said.Every = time.Nanosecond // each refusal has its line
 	d.Sessions = n.sessions
 	ctx, cancel := context.WithCancel(context.Background())
 	g, ctx := errgroup.WithContext(ctx)
