@@ -74,7 +74,11 @@ func TestCircles(t *testing.T) {
 			}
 			ring := make([]*node, size)
 			for i := range ring {
-				ring[i] = launch(t, "edge", fmt.Sprintf("edge-%d", i), places[i], "workers: 2\n"+upstreamNodes(protocol, places[(i+1)%size]))
+				next := places[(i+1)%size]
+				if size == 1 { // its own addresses are refused by its configuration
+					next = addresses{rtmp: tap(t, next.rtmp).addr(), http: tap(t, next.http).addr()}
+				}
+				ring[i] = launch(t, "edge", fmt.Sprintf("edge-%d", i), places[i], "workers: 2\n"+upstreamNodes(protocol, next))
 			}
 			for _, n := range ring {
 				n.awaitReady()
@@ -120,7 +124,7 @@ func TestCircles(t *testing.T) {
 			first.sees("the request goes in a circle")
 		})
 	}
-	f("rtmp", 1) // its own upstream
+	f("rtmp", 1) // its own upstream, by an address that it does not know for its own
 	f("rtmp", 2) // two of each other
 	f("rtmp", 3) // a ring
 	f("http-flv", 1)

@@ -188,6 +188,7 @@ func (c *Config) Validate() error {
 	add("limits", c.Limits.Validate())
 	add("drain", c.Drain.Validate())
 	add("vhosts", c.Vhosts.Validate())
+	errs = append(errs, c.apartFromUpstreams())
 	return errors.Join(errs...)
 }
 

@@ -35,6 +35,9 @@ func TestCheckFinds(t *testing.T) {
 		f("role: "+role+"\nlimits:\n  exempt:\n    - ten\n",
 			`4: limits.exempt[0]: "ten" is neither an address (10.0.0.7) nor a network (10.0.0.0/8)`)
 	}
+	itself := "rtmp:\n  listen: :1935\nvhosts:\n  a.example:\n    upstreams:\n      - rtmp://10.0.0.11:1935\n      - rtmp://127.0.0.1:1935\n"
+	f("role: edge\n"+itself, "8: vhosts.a.example.upstreams[1]: rtmp://127.0.0.1:1935 is this edge itself, by rtmp.listen (:1935)")
+	f("role: origin\n"+itself, "") // origins do not use them
 	f("role: discovery\nadmin:\n  listen: myhost:80\n", `3: admin.listen: "myhost" is not an IP address to listen on`)
 	f("role: edge\npull:\n  connect_timeout: 0s\n", "3: pull.connect_timeout: 0s is not between 50ms and 1m")
 	f("role: edge\npull:\n  resolve_ttl: 1m30s\n  linger: 25h\n", "4: pull.linger: 25h is not between 0s and 1h")
