@@ -136,7 +136,7 @@ type Claim struct {
 type Held struct {
 	Stream string `json:"stream"`
 	Epoch  uint64 `json:"epoch"`
-	Idle   bool   `json:"idle,omitempty"`
+	Idle   bool   `json:"idle,omitempty"` // as in Lease
 	// Publisher is as in Claim.
 	Publisher string `json:"publisher,omitempty"`
 }

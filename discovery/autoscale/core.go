@@ -46,6 +46,7 @@ type Action struct {
 	Reason   string        `json:"reason"`
 }
 
+// String returns the action for people, with its node and its reason.
 func (a Action) String() string {
 	if a.Node == "" {
 		return fmt.Sprintf("%s (%s)", a.Kind, a.Reason)

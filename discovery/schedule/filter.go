@@ -49,6 +49,7 @@ var reasonTexts = [...]string{
 	"", "starting", "draining", "no_report", "silent", "role", "excluded", "group", "tier", "address", "over_hard_limit",
 }
 
+// String returns the word of the API for the reason, "" for none.
 func (r Reason) String() string { return reasonTexts[r] }
 
 // MarshalText implements encoding.TextMarshaler.

@@ -62,7 +62,8 @@ func (a *about) weight() float64 {
 	return 1
 }
 
-// Facts are what changes seldom of a node. They are shared and never changed.
+// Facts are what changes seldom of a node, as Node has it. They are shared and never
+// changed.
 type Facts struct {
 	ID       string  `json:"id"`
 	Role     string  `json:"role"`

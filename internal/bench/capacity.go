@@ -47,7 +47,7 @@ type Capacity struct {
 	Steps []Step `json:"steps"`
 }
 
-// Step is one number of players.
+// Step is one number of players, and what Limit judges it by.
 type Step struct {
 	Players  int     `json:"players"`
 	P99MS    float64 `json:"p99_ms"`

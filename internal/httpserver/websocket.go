@@ -127,6 +127,7 @@ type ProtocolError struct {
 	Reason string
 }
 
+// Error returns what the client did wrong and the code that it is told.
 func (e *ProtocolError) Error() string {
 	return fmt.Sprintf("websocket client broke the protocol: %s (close code %d)", e.Reason, e.Code)
 }

@@ -24,6 +24,7 @@ const (
 	Play
 )
 
+// String returns "publish" or "play", and "unknown" for what is neither.
 func (k Kind) String() string {
 	switch k {
 	case Publish:

@@ -41,6 +41,7 @@ type Status struct {
 	Description string
 }
 
+// String returns the code and the sentence.
 func (s Status) String() string { return s.Code + ": " + s.Description }
 
 // StatusBadName refuses a publish because the name is taken or not allowed.
@@ -91,6 +92,8 @@ type StatusError struct {
 	Description string
 }
 
+// Error returns the code that the server answered, and its sentence if it gave one. What
+// the server sent stands in it as it came.
 func (e *StatusError) Error() string {
 	if e.Description == "" {
 		return "server answered " + e.Code
@@ -117,6 +120,7 @@ type RedirectError struct {
 // starts and in the ex object of a redirect.
 const InfoEpoch = "weirEpoch"
 
+// Error returns where the server redirects to, as it was sent: a query is in it.
 func (e *RedirectError) Error() string { return "server redirects to " + e.URL }
 
 // Target returns u on the host that the server named. Only host and port of a

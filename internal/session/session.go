@@ -128,6 +128,7 @@ func (r *Redirect) query(t vhost.Target) string {
 	return q
 }
 
+// Error returns the addresses of the node that has the stream. The ticket is not in it.
 func (r *Redirect) Error() string {
 	return fmt.Sprintf("redirect to the owner (RTMP %q, HTTP %q)", r.RTMP, r.HTTP)
 }

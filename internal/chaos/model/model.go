@@ -16,6 +16,7 @@ type Violation struct {
 	Text         string
 }
 
+// String returns the rule, when it was broken in seconds since the run began, and how.
 func (v Violation) String() string {
 	return fmt.Sprintf("%s at %.3f s: %s", v.Rule, float64(v.T)/1000, v.Text)
 }
