@@ -14,6 +14,18 @@ import (
 	"weir/internal/media"
 )
 
+// standbyCluster starts discovery, two origins at which a second publisher stands by,
+// and an edge.
+func standbyCluster(t *testing.T) (origins [2]*node, edge *node) {
+	t.Helper()
+	d := startDiscovery(t, "")
+	more := discoveryAt(d) + "vhosts: {__defaultVhost__: {publish: {on_conflict: standby, standby_after: 1s}}}\n"
+	for i := range origins {
+		origins[i] = startOrigin(t, fmt.Sprintf("origin-%d", i), addresses{}, more)
+	}
+	return origins, startEdge(t, "edge", 2, discoveryAt(d)+"play: {wait_publisher: 10s}\n")
+}
+
 // hasStandby waits until the node shows a standby publisher of the stream demo.
 func (n *node) hasStandby() {
 	n.t.Helper()
@@ -119,20 +131,13 @@ func (v *hlsViewer) awaitDiscontinuity() (path string) {
 
 // ffmpeg publishes at an origin, and a second one with other pictures and sound stands
 // by, through an edge. The first is killed: the player at the edge, on one connection,
-// gets the second one's frames behind the last one's of the first, and the playlist of HLS
-// goes on behind a discontinuity. A third one, at the
-// other origin, stands by in its turn; the second is frozen: the third goes on. Each
-// one's frames come whole and in order, from a key frame on, and the time never goes
-// back nor leaps.
+// gets the second one's frames behind the last one's of the first, and the playlist of
+// HLS goes on behind a discontinuity. A third one, at the other origin, stands by in its
+// turn; the second is frozen: the third goes on. Each one's frames come whole and in
+// order, from a key frame on, and the time never goes back nor leaps.
 func TestStandby(t *testing.T) {
 	t.Parallel()
-	d := startDiscovery(t, "")
-	more := discoveryAt(d) + "vhosts: {__defaultVhost__: {publish: {on_conflict: standby, standby_after: 1s}}}\n"
-	var origins [2]*node
-	for i := range origins {
-		origins[i] = startOrigin(t, fmt.Sprintf("origin-%d", i), addresses{}, more)
-	}
-	edge := startEdge(t, "edge", 2, discoveryAt(d)+"play: {wait_publisher: 10s}\n")
+	origins, edge := standbyCluster(t)
 	one, two := clipSource(t), fileSource(t, file(t, otherFile))
 
 	first := publishClip(t, origins[0].rtmpURL("live/demo"))
@@ -187,13 +192,7 @@ func TestStandby(t *testing.T) {
 // whichever came first; when the one is killed the other goes on.
 func TestStandbyOutlivesItsOrigin(t *testing.T) {
 	t.Parallel()
-	d := startDiscovery(t, "")
-	more := discoveryAt(d) + "vhosts: {__defaultVhost__: {publish: {on_conflict: standby, standby_after: 1s}}}\n"
-	var origins [2]*node
-	for i := range origins {
-		origins[i] = startOrigin(t, fmt.Sprintf("origin-%d", i), addresses{}, more)
-	}
-	edge := startEdge(t, "edge", 2, discoveryAt(d)+"play: {wait_publisher: 10s}\n")
+	origins, edge := standbyCluster(t)
 	one, two := clipSource(t), fileSource(t, file(t, otherFile))
 	encoders := map[*source]*process{one: publishClip(t, edge.rtmpURL("live/demo"))}
 	player := playFLV(t, edge.httpURL("live/demo.flv"), "")

@@ -20,10 +20,7 @@ func TestKick(t *testing.T) {
 	a, b := start(t, "a", quick(), dir), start(t, "b", quick(), dir)
 	f := func(k discovery.Kick) {
 		t.Helper()
-		alice := a.mustPublish("demo")
-		send(t, alice, frames("alice", 3))
-		bob := a.mustPlay("demo")
-		await(t, bob, "alice 2")
+		alice, bob := a.watched("demo")
 		k.Stream = key + "demo"
 		done, err := b.holder.Kick(t.Context(), k)
 		if err != nil || done.Owner != "a" {
@@ -61,10 +58,7 @@ func TestKick(t *testing.T) {
 func TestKickOfAnAbsentPublisher(t *testing.T) {
 	dir := newMemory()
 	a := start(t, "a", quick(), dir)
-	alice := a.mustPublish("demo")
-	send(t, alice, frames("alice", 3))
-	bob := a.mustPlay("demo")
-	await(t, bob, "alice 2")
+	alice, bob := a.watched("demo")
 	alice.Close()
 	a.awaitState("demo", "resuming")
 	if _, err := dir.Kick(t.Context(), discovery.Kick{Stream: key + "demo"}); err != nil {

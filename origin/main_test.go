@@ -250,6 +250,17 @@ func (s *site) mustPlay(name string) *rtmp.Client {
 
 const key = vhost.DefaultName + "/live/"
 
+// watched begins a stream: alice has published three frames, and bob, who plays, has
+// got the last of them.
+func (s *site) watched(name string) (alice, bob *rtmp.Client) {
+	s.t.Helper()
+	alice = s.mustPublish(name)
+	send(s.t, alice, frames("alice", 3))
+	bob = s.mustPlay(name)
+	await(s.t, bob, "alice 2")
+	return alice, bob
+}
+
 // frames returns the decoder header and n frames, one GOP, that say who sent
 // them.
 func frames(who string, n int) []media.Tag {
@@ -270,7 +281,7 @@ func frame(ms uint32, body string) media.Tag {
 	return t
 }
 
-func send(t *testing.T, c *rtmp.Client, tags []media.Tag) {
+func send(t testing.TB, c *rtmp.Client, tags []media.Tag) {
 	t.Helper()
 	if err := c.WriteTags(tags...); err != nil {
 		t.Fatal(err)
@@ -278,7 +289,7 @@ func send(t *testing.T, c *rtmp.Client, tags []media.Tag) {
 }
 
 // await reads a player up to the frame with the text, and returns its time.
-func await(t *testing.T, c *rtmp.Client, text string) uint32 {
+func await(t testing.TB, c *rtmp.Client, text string) uint32 {
 	t.Helper()
 	for {
 		tag, err := c.ReadTag()

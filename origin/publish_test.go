@@ -23,10 +23,7 @@ import (
 func TestProperEnd(t *testing.T) {
 	dir := newMemory()
 	a := start(t, "a", quick(), dir)
-	alice := a.mustPublish("demo")
-	send(t, alice, frames("alice", 3))
-	bob := a.mustPlay("demo")
-	await(t, bob, "alice 2")
+	alice, bob := a.watched("demo")
 	if err := alice.Unpublish(); err != nil {
 		t.Fatal(err)
 	}
@@ -47,10 +44,7 @@ func TestConflict(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dir := newMemory()
 			a, b := start(t, "a", cfg, dir), start(t, "b", cfg, dir)
-			alice := a.mustPublish("demo")
-			send(t, alice, frames("alice", 3))
-			bob := a.mustPlay("demo")
-			await(t, bob, "alice 2")
+			alice, bob := a.watched("demo")
 			at := map[string]*site{"a": a, "b": b}[second]
 			carol, err := at.publish("demo")
 			if want != "" {
@@ -156,10 +150,7 @@ func TestResume(t *testing.T) {
 	t.Run("on another origin", func(t *testing.T) {
 		dir := newMemory()
 		a, b := start(t, "a", quick(), dir), start(t, "b", quick(), dir)
-		alice := a.mustPublish("demo")
-		send(t, alice, frames("alice", 3))
-		bob := a.mustPlay("demo")
-		await(t, bob, "alice 2")
+		alice, bob := a.watched("demo")
 		alice.Close()
 		eventually(t, "publish at b", func() error { // the idle mark is on its way
 			c, err := b.publish("demo")
@@ -182,10 +173,7 @@ func TestResume(t *testing.T) {
 		cfg.Publish.ResumeWindow = 50 * time.Millisecond
 		dir := newMemory()
 		a := start(t, "a", cfg, dir)
-		alice := a.mustPublish("demo")
-		send(t, alice, frames("alice", 3))
-		bob := a.mustPlay("demo")
-		await(t, bob, "alice 2")
+		alice, bob := a.watched("demo")
 		alice.Close()
 		awaitEnd(t, bob)
 		a.awaitState("demo", "")
@@ -200,10 +188,7 @@ func TestResume(t *testing.T) {
 		cfg := quick()
 		cfg.Publish.ResumeWindow = 0
 		a := start(t, "a", cfg, newMemory())
-		alice := a.mustPublish("demo")
-		send(t, alice, frames("alice", 3))
-		bob := a.mustPlay("demo")
-		await(t, bob, "alice 2")
+		alice, bob := a.watched("demo")
 		alice.Close()
 		awaitEnd(t, bob)
 	})
@@ -302,10 +287,7 @@ func TestLeaseOfTheNextIsNotReleased(t *testing.T) {
 func TestLeaseLost(t *testing.T) {
 	dir := newMemory()
 	a := start(t, "a", quick(), dir)
-	alice := a.mustPublish("demo")
-	send(t, alice, frames("alice", 3))
-	bob := a.mustPlay("demo")
-	await(t, bob, "alice 2")
+	alice, bob := a.watched("demo")
 	node, err := a.play("demo", "edge-1")
 	if err != nil {
 		t.Fatal(err)
@@ -352,10 +334,7 @@ func TestLostInsideClaim(t *testing.T) {
 	cfg.Discovery.LeaseTTL = time.Hour // no renewal meanwhile
 	dir := newMemory()
 	a := start(t, "a", cfg, dir)
-	alice := a.mustPublish("demo")
-	send(t, alice, frames("alice", 3))
-	bob := a.mustPlay("demo")
-	await(t, bob, "alice 2")
+	alice, bob := a.watched("demo")
 	alice.Close()
 	a.awaitState("demo", "resuming")
 	if _, err := dir.Claim(context.Background(), discovery.Claim{
