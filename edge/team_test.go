@@ -71,6 +71,24 @@ func (n *team) from(i int) string {
 	return ""
 }
 
+// awaitFrom waits until a worker has its stream from there.
+func (n *team) awaitFrom(i int, want, what string) {
+	n.t.Helper()
+	eventually(n.t, what, func() error {
+		if from := n.from(i); from != want {
+			return fmt.Errorf("the stream comes from %q, want %q", from, want)
+		}
+		return nil
+	})
+}
+
+// hang has the pulse say that the worker has just hung.
+func (p *pulse) hang() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.hung = time.Now()
+}
+
 // A worker that hangs (its kernel still takes connections) is not waited for.
 func TestWorkerHangs(t *testing.T) {
 	a := newUpstream(t, "a")
@@ -100,21 +118,13 @@ func TestWorkerThaws(t *testing.T) {
 	p.send(t, 0, 7)
 	n := startTeam(t, "edge", 2, quick().upstreams(a.rtmp), nil)
 	order := n.workers[0].edge.siblings.order(demo)
-	pulse := &n.workers[order[0]].edge.siblings.pulse
-	pulse.mu.Lock()
-	pulse.hung = time.Now()
-	pulse.mu.Unlock()
+	n.workers[order[0]].edge.siblings.pulse.hang()
 	v := watchAt(t, n.workers[order[1]].point, "demo")
 	v.until(6)
 	if from := n.from(order[1]); from != "rtmp://"+a.rtmp+"/live/demo" {
 		t.Errorf("a worker takes the stream from %q", from)
 	}
-	eventually(t, "return to the worker that has caught up", func() error {
-		if from, want := n.from(order[1]), fmt.Sprintf("worker %d", order[0]); from != want {
-			return fmt.Errorf("the stream comes from %q, want %q", from, want)
-		}
-		return nil
-	})
+	n.awaitFrom(order[1], fmt.Sprint("worker ", order[0]), "return to the worker that has caught up")
 	p.send(t, 7, 9)
 	v.until(8)
 }
@@ -129,9 +139,7 @@ func TestWorkerWithoutASource(t *testing.T) {
 	order := n.workers[0].edge.siblings.order(demo)
 	first, second := n.workers[order[0]], n.workers[order[1]]
 	watchAt(t, first.point, "demo").until(6)
-	first.edge.siblings.pulse.mu.Lock()
-	first.edge.siblings.pulse.hung = time.Now()
-	first.edge.siblings.pulse.mu.Unlock()
+	first.edge.siblings.pulse.hang()
 	v := watchAt(t, second.point, "demo")
 	v.until(6)
 	r := first.edge.relay(demo)
@@ -148,12 +156,7 @@ func TestWorkerWithoutASource(t *testing.T) {
 		t.Errorf("the second worker takes the stream from %q", from)
 	}
 	r.change(func() { r.from = from })
-	eventually(t, "return to the first worker", func() error {
-		if from, want := n.from(order[1]), fmt.Sprintf("worker %d", order[0]); from != want {
-			return fmt.Errorf("the stream comes from %q, want %q", from, want)
-		}
-		return nil
-	})
+	n.awaitFrom(order[1], fmt.Sprint("worker ", order[0]), "return to the first worker")
 	p.send(t, 7, 9)
 	v.until(8)
 }

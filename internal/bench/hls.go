@@ -319,15 +319,7 @@ func (r *run) summarizeHLS() {
 		if p.parse {
 			rep.Probes.add(&s)
 		}
-		switch {
-		case s.playing && s.ended != nil:
-			rep.Closed++
-		case !s.playing:
-			rep.Failed++
-		}
-		if s.ended != nil {
-			rep.Errors[s.ended.Error()]++
-		}
+		rep.noteEnd(&s)
 		if s.playing {
 			joins.add(s.firstKF)
 		}

@@ -74,15 +74,7 @@ func (r *run) summarizeProbes(ends []position, joins *histogram) {
 	for _, p := range r.probes {
 		s := p.snapshot()
 		rep.Probes.add(&s)
-		switch {
-		case s.playing && s.ended != nil:
-			rep.Closed++
-		case !s.playing:
-			rep.Failed++
-		}
-		if s.ended != nil {
-			rep.Errors[s.ended.Error()]++
-		}
+		rep.noteEnd(&s)
 		if !s.playing {
 			continue
 		}
@@ -112,6 +104,19 @@ func (r *run) summarizeSlow() {
 		}
 	}
 	slow.CutAfter = lasted.delays()
+}
+
+// noteEnd counts a player that did not play to the end of the run, and why.
+func (r *Report) noteEnd(s *sight) {
+	switch {
+	case s.playing && s.ended != nil:
+		r.Closed++
+	case !s.playing:
+		r.Failed++
+	}
+	if s.ended != nil {
+		r.Errors[s.ended.Error()]++
+	}
 }
 
 func (p *Sight) add(s *sight) {

@@ -206,9 +206,10 @@ func TestFailuresAreLoggedOnceASecond(t *testing.T) {
 	}
 }
 
-// A client that does not speak TLS can be answered, and nothing of what it sent is
-// lost.
-func TestPlainClient(t *testing.T) {
+// listen returns a listener under TLS that nothing serves, for a test that takes the
+// connections itself.
+func listen(t *testing.T) (net.Listener, *securetest.Files) {
+	t.Helper()
 	files := securetest.New(t)
 	cfg := DefaultConfig()
 	cfg.Listen, cfg.CertFile, cfg.KeyFile = "127.0.0.1:0", files.Cert, files.Key
@@ -221,8 +222,15 @@ func TestPlainClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	l := s.Listener(tcp)
-	defer l.Close()
-	client, err := net.Dial("tcp", tcp.Addr().String())
+	t.Cleanup(func() { l.Close() })
+	return l, files
+}
+
+// A client that does not speak TLS can be answered, and nothing of what it sent is
+// lost.
+func TestPlainClient(t *testing.T) {
+	l, _ := listen(t)
+	client, err := net.Dial("tcp", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -409,22 +417,10 @@ func TestConfig(t *testing.T) {
 
 // Whoever closes the connection of a client that does not read waits for nothing.
 func TestCloseOfAStuckConnection(t *testing.T) {
-	files := securetest.New(t)
-	cfg := DefaultConfig()
-	cfg.Listen, cfg.CertFile, cfg.KeyFile = "127.0.0.1:0", files.Cert, files.Key
-	s, err := New(cfg, "http", slog.New(slog.DiscardHandler), metrics.NewSet())
-	if err != nil {
-		t.Fatal(err)
-	}
-	tcp, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := s.Listener(tcp)
-	defer l.Close()
+	l, files := listen(t)
 	shaken := make(chan *tls.Conn, 1)
 	go func() {
-		c, _ := tls.Dial("tcp", tcp.Addr().String(), files.Client())
+		c, _ := tls.Dial("tcp", l.Addr().String(), files.Client())
 		shaken <- c
 	}()
 	accepted, err := l.Accept()
