@@ -71,7 +71,7 @@ var allowed = map[string]string{
 	"internal/session": "configs hls internal/admin internal/fanout internal/httpserver internal/limit internal/load internal/media internal/node internal/repeat internal/rtmp" +
 		" internal/rtmp/chunk internal/secure internal/stream internal/ticket internal/units internal/vhost",
 	"internal/httpserver":        "internal/limit internal/secure internal/units",
-	"internal/secure":            "internal/node", // which checks addresses
+	"internal/secure":            "internal/node internal/repeat", // node checks addresses
 	"internal/secure/securetest": "",
 	"internal/limit":             "",
 	"internal/vhost":             "configs hls", // a tenant is configured as a whole

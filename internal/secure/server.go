@@ -10,12 +10,13 @@ import (
 	"net"
 	"os"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
+
+	"weir/internal/repeat"
 )
 
 // ErrPlain is the error of a handshake with a client that does not speak TLS.
@@ -55,9 +56,7 @@ type Server struct {
 	refused *pair // owned by Run: the last pair that was refused, not to be told of twice
 	trouble string
 
-	mu      sync.Mutex
-	logged  time.Time // guarded by mu; when the last failure was logged
-	skipped int       // guarded by mu; failures not logged since
+	said repeat.Filter[struct{}] // failures, all of one kind
 }
 
 // New returns a server with the pair that the configuration names, which must be
@@ -65,7 +64,7 @@ type Server struct {
 // "http").
 func New(cfg Config, door string, log *slog.Logger, set *metrics.Set) (*Server, error) {
 	s := &Server{
-		cfg: cfg, log: log.With("door", door), now: time.Now, read: readPair,
+		cfg: cfg, log: log.With("door", door), now: time.Now, read: readPair, said: repeat.Filter[struct{}]{Every: time.Second},
 		failedBy: map[string]*metrics.Counter{}, reloads: map[string]*metrics.Counter{},
 	}
 	p, err := s.read(cfg.CertFile, cfg.KeyFile)
@@ -175,19 +174,15 @@ func (l listener) Accept() (net.Conn, error) {
 func (s *Server) failed(remote net.Addr, err error) error {
 	reason := reasonOf(err)
 	s.failedBy[reason].Inc()
-	now := s.now()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if now.Sub(s.logged) < time.Second {
-		s.skipped++
+	n, _ := s.said.Due(struct{}{}, s.now())
+	if n == 0 {
 		return err
 	}
 	args := []any{"remote", remote.String(), "reason", reason, "err", err}
-	if s.skipped > 0 {
-		args = append(args, "skipped_lines", s.skipped)
+	if n > 1 {
+		args = append(args, "skipped_lines", n-1)
 	}
 	s.log.Warn("TLS handshake failed", args...)
-	s.logged, s.skipped = now, 0
 	return err
 }
 
