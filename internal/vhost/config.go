@@ -51,7 +51,8 @@ type Config struct {
 	// Where an edge pulls this vhost's streams from and forwards its publishers to, when
 	// discovery does not say: origins or other edges, as `rtmp://HOST:PORT`, `http://HOST:PORT`
 	// or `HOST:PORT` (RTMP). Without discovery HLS needs those with http:// and publishers need
-	// those with rtmp://. A name may resolve to several addresses. Origins do not use it.
+	// those with rtmp://. A name may resolve to several addresses. The edge itself must not be
+	// among them. Origins do not use it.
 	Upstreams []string `yaml:"upstreams"`
 	// How an edge picks among the upstreams: `round_robin` (in turn, one counter for the vhost),
 	// `hash` (a stream stays with an upstream while that lives) or `least_load` (the more often the
