@@ -5,8 +5,8 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,8 +19,7 @@ import (
 // All pulls of a machine read at the same moments, the multiples of the beat by the
 // clock, and the fan-out sends shortly after (see fanout.Engine.Beat).
 type beatConn struct {
-	net.Conn
-	raw  syscall.RawConn // nil if there is none
+	*quietConn
 	beat func() time.Duration
 
 	following atomic.Bool // the stream flows; until then each read is at once
@@ -29,6 +28,7 @@ type beatConn struct {
 	drained bool // there was nothing more at the last read
 	got     int  // bytes since the last wait
 	parts   int  // of a beat in which to read
+	asleep  bool // what comes does not wake the process, below asleepBytes
 
 	once sync.Once
 	gone chan struct{} // closed by Close
@@ -43,12 +43,17 @@ const (
 	// upstream may send in.
 	beatBytes = 48 << 10
 	mostParts = 16
+	// More than that has the kernel tell of it before the next read, for nothing.
+	asleepBytes = 64 << 10
 )
 
 func newBeatConn(c net.Conn, beat func() time.Duration) *beatConn {
-	b := &beatConn{Conn: c, beat: beat, parts: 1, gone: make(chan struct{})}
-	if sc, ok := c.(syscall.Conn); ok {
-		b.raw, _ = sc.SyscallConn()
+	b := &beatConn{quietConn: newQuietConn(c), beat: beat, parts: 1, gone: make(chan struct{})}
+	b.dry = func(fd uintptr) {
+		if b.asleep {
+			b.asleep = false
+			wakeAt(fd, 1)
+		}
 	}
 	return b
 }
@@ -75,9 +80,9 @@ func (c *beatConn) Read(p []byte) (int, error) {
 	if c.drained && c.following.Load() {
 		c.wait()
 	}
-	n, err := c.Conn.Read(p)
+	n, err := c.quietConn.Read(p)
 	c.got += n
-	c.drained = n < len(p) || c.empty()
+	c.drained = n < len(p)
 	return n, err
 }
 
@@ -99,6 +104,10 @@ func (c *beatConn) wait() {
 		parts *= 2
 	}
 	beat /= time.Duration(parts)
+	if !c.asleep && c.raw != nil {
+		c.asleep = true
+		_ = c.raw.Control(func(fd uintptr) { wakeAt(fd, asleepBytes) })
+	}
 	timer := time.NewTimer(beat - time.Duration(time.Now().UnixNano()%int64(beat)))
 	defer timer.Stop()
 	select {
@@ -107,18 +116,12 @@ func (c *beatConn) wait() {
 	}
 }
 
-// empty reports whether the kernel has nothing more for now.
-func (c *beatConn) empty() bool {
-	if c.raw == nil {
-		return false
-	}
-	n := 1
-	_ = c.raw.Control(func(fd uintptr) {
-		if left, err := unix.IoctlGetInt(int(fd), unix.SIOCINQ); err == nil {
-			n = left
-		}
-	})
-	return n == 0
+// wakeAt sets how many bytes must have come for the kernel to tell of them
+// (SO_RCVLOWAT): it would for each piece, whether somebody reads or not. The end of the
+// connection is told at once. Errors do not matter: other than TCP sockets may not
+// have it.
+func wakeAt(fd uintptr, bytes int32) {
+	_, _, _ = unix.RawSyscall6(unix.SYS_SETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_RCVLOWAT, uintptr(unsafe.Pointer(&bytes)), unsafe.Sizeof(bytes), 0)
 }
 
 // Close implements net.Conn.
