@@ -489,7 +489,7 @@ func (p *process) start() (_ *instance, err error) {
 	if output != nil {
 		cmd.Stdout, cmd.Stderr = output, output
 	}
-	if err := cmd.Start(); err != nil {
+	if err := startSlack(cmd); err != nil {
 		return nil, err
 	}
 	in.process = cmd.Process // all its files are *os.File: there is nothing else to wait for
