@@ -81,6 +81,7 @@ func RunWorker(c *worker.Child, etcd discovery.EtcdOpener, log *slog.Logger) err
 		},
 		Shards:   1, // the node has a worker for each core
 		Slot:     c.Index,
+		Slots:    c.Count,
 		IDPrefix: strconv.Itoa(c.Index) + "-",
 	})
 	draining = drain.NewProcess(drainable{door, e}, log, set)

@@ -107,9 +107,10 @@ type Options struct {
 	// Shards is the number of goroutines that write; 0 means one for each core
 	// that Go may use.
 	Shards int
-	// Slot numbers the first shard among those of all processes of a node: shards of
-	// different numbers do not send at the same time, as far as possible.
-	Slot int
+	// Slot numbers the first shard among the Slots of all processes of a node, which
+	// are as many as Shards if it is less: shards of different numbers do not send at the
+	// same time, as far as possible.
+	Slot, Slots int
 	// MaxLatency is how long a frame may wait for a batch; 0 sends each frame at
 	// once, whatever that costs.
 	MaxLatency time.Duration
@@ -300,14 +301,14 @@ func (e *Engine) Len() int {
 	return len(e.sessions)
 }
 
-// Beat returns the time between two rounds of shards that have so many players that
-// it cannot grow any more, 0 while there is none: frames go out within a fraction of
-// a multiple of it by the clock (Unix time), and coming before the next one is as
-// good for them as coming at once.
+// Beat returns the time between two beats while there are shards with so many players
+// that the time between two rounds cannot grow any more, else 0: their rounds begin
+// shortly behind multiples of it by the clock (Unix time), and coming at the next one is
+// as good for frames as coming at once.
 func (e *Engine) Beat() time.Duration {
 	for _, s := range e.shards {
 		if s.full.Load() {
-			return e.opt.MaxLatency
+			return beatOf(e.opt.MaxLatency, max(e.opt.Slots, len(e.shards)))
 		}
 	}
 	return 0

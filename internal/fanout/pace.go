@@ -12,10 +12,11 @@ import (
 //
 // At the bound rounds begin at fixed times of the clock, for all shards of the
 // machine, so that whoever feeds the streams can bring all that is new just before
-// (see Beat).
+// (see Beat). Every other shard is half an interval behind: two that send at once get
+// in each other's way, and in that of their players.
 type pace struct {
 	most time.Duration // bound of interval
-	off  time.Duration // of a round behind a beat
+	off  time.Duration // of a round behind a multiple of most
 
 	perSend  time.Duration // what one send takes, smoothed
 	interval time.Duration // between two rounds
@@ -34,6 +35,10 @@ const (
 	fewPlayers = 50
 	fewGroups  = 8
 
+	// The shards take turns at as many beats. More would have a stream with few players
+	// read more often than it pays.
+	phases = 2
+
 	// A shard at the bound leaves it when its players could be served in this share
 	// of the interval.
 	leaveFull = 0.7
@@ -45,6 +50,11 @@ const urgentLatency = 5 * time.Millisecond
 
 func newPace(most time.Duration, slot int) pace {
 	return pace{most: most, off: offBeat(most, slot), perSend: firstGuess}
+}
+
+// beatOf returns the time between two beats for so many shards at a bound.
+func beatOf(most time.Duration, shards int) time.Duration {
+	return most / time.Duration(max(1, min(shards, phases)))
 }
 
 // round notes a round that took d for n sends, with that many players in so many
@@ -83,13 +93,15 @@ func (p *pace) wait(now, last time.Time) time.Duration {
 	return untilBeat(now, p.most, p.off)
 }
 
-// offBeat is how long after a beat the shards of a slot begin a round: feeding takes
-// its time, in this process and then in the others of a node. The slots are a little
-// apart, so that not all processes wake at the same instant; what they are apart is
-// added to the delay of whoever comes last.
-func offBeat(beat time.Duration, slot int) time.Duration {
-	const slots = 4
-	return min(beat/12, 10*time.Millisecond) + time.Duration(slot%slots)*min(beat/24, 5*time.Millisecond)
+// offBeat is how long after a multiple of the bound the shards of a slot begin a
+// round. Behind the beat of its phase each is a little late: feeding takes its time, in
+// this process and then in the others of a node. Those of one phase are a little apart,
+// so that not all processes wake at the same instant; what they are apart is added to
+// the delay of whoever comes last.
+func offBeat(most time.Duration, slot int) time.Duration {
+	const apart = 4
+	phase, place := slot%phases, slot/phases%apart
+	return most/phases*time.Duration(phase) + min(most/12, 10*time.Millisecond) + time.Duration(place)*min(most/24, 5*time.Millisecond)
 }
 
 // untilBeat returns the time to the next instant of the clock that lies off behind a

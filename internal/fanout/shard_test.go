@@ -863,10 +863,12 @@ func TestRoundsFollowTheBeat(t *testing.T) {
 	f(0, true, ms, 10*ms, 11*ms, 119*ms)
 	f(0, true, ms, 10*ms, 129*ms, ms)
 	f(0, true, ms, -500*ms, 0, 10*ms)
-	f(0, true, ms, 70*ms, 121*ms, 9*ms) // the last was off the beat
-	f(1, true, ms, 15*ms, 120*ms, 15*ms)
-	f(3, true, ms, 25*ms, 120*ms, 25*ms)
-	f(4, true, ms, 25*ms, 120*ms, 10*ms)
+	f(0, true, ms, 70*ms, 121*ms, 9*ms)  // the last was off the beat
+	f(1, true, ms, 70*ms, 71*ms, 119*ms) // half an interval later
+	f(1, true, ms, -50*ms, 0, 70*ms)
+	f(2, true, ms, 15*ms, 120*ms, 15*ms) // a little behind the first
+	f(7, true, ms, -35*ms, 0, 85*ms)
+	f(8, true, ms, 10*ms, 120*ms, 10*ms)
 	f(0, true, 61*ms, 13*ms, 100*ms, 33*ms) // as soon as it may
 	f(0, true, 200*ms, 0, 210*ms, -90*ms)
 	f(0, false, ms, 3*ms, 5*ms, 118*ms)
@@ -885,6 +887,10 @@ func TestRoundsFollowTheBeat(t *testing.T) {
 		pass(time.Second)
 		if e.Beat() != 120*ms {
 			t.Errorf("a beat of %v with 3000 players", e.Beat())
+		}
+		e.opt.Slots = 4
+		if e.Beat() != 60*ms {
+			t.Errorf("a beat of %v for the shards of a node with four workers", e.Beat())
 		}
 		one := n.open[all[7].p.Conn.(*socket).fd]
 		for i := range 20 { // what comes with the beat is sent shortly behind it

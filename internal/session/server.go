@@ -41,8 +41,9 @@ type Options struct {
 	Shards int
 	// Delays is told how late the fan-out is; may be nil.
 	Delays *load.Delays
-	// Slot is the process's number among those of the node; see fanout.Options.
-	Slot int
+	// Slot is the number of the process's first shard among the Slots of the node; see
+	// fanout.Options.
+	Slot, Slots int
 	// IDPrefix makes the ids of sessions differ from those of other workers.
 	IDPrefix string
 }
@@ -67,7 +68,7 @@ func New(o Options) *Server {
 	took := o.Set.NewHistogram("weir_flush_seconds")
 	sends := o.Set.NewCounter("weir_sends_total")
 	s.engine = fanout.New(fanout.Options{
-		Shards: o.Shards, Slot: o.Slot, MaxLatency: o.Config.MaxLatency, MaxSlowBytes: int64(o.Config.MaxSlowBytes), Log: o.Log,
+		Shards: o.Shards, Slot: o.Slot, Slots: o.Slots, MaxLatency: o.Config.MaxLatency, MaxSlowBytes: int64(o.Config.MaxSlowBytes), Log: o.Log,
 		OnJump: func(why fanout.Jump) {
 			o.Set.GetOrCreateCounter(fmt.Sprintf(`weir_jumps_total{reason=%q}`, why)).Inc()
 		},
