@@ -142,7 +142,8 @@ func (s *site) encode(name string, more ...amf.Property) (*encoder, error) {
 	}
 	props := append([]amf.Property{amf.P("app", amf.Str("live")), amf.P("tcUrl", amf.Str("rtmp://"+s.rtmp+"/live"))}, more...)
 	if _, err := nc.Write(slices.Concat(shake[1:1+packet], call(0, "connect", 1, amf.Obj(props...)), call(0, "createStream", 2, amf.Value{}),
-		call(1, "publish", 3, amf.Value{}, amf.Str(name), amf.Str("live")))); err != nil {
+		call(1, "publish", 3, amf.Value{}, amf.Str(name), amf.Str("live")),
+		chunk.AppendMessage(nil, 4, chunk.TypeData, 1, 0, amf.Append(nil, amf.Str("@setDataFrame"), amf.Str("onMetaData"), amf.Obj()), chunk.DefaultSize))); err != nil {
 		return nil, err
 	}
 	e := &encoder{Conn: nc, told: make(chan string, 10)}
@@ -162,7 +163,7 @@ func (s *site) encode(name string, more ...amf.Property) (*encoder, error) {
 			if m.Type != chunk.TypeCommand {
 				continue
 			}
-			values, err := amf.Decode(m.Payload, amf.Limits{Depth: 8, Values: 100})
+			values, err := amf.Decode(m.Payload, amf.Limits{Depth: 8, Values: 2000})
 			if err != nil || len(values) < 4 || values[0].Str != "onStatus" {
 				continue
 			}

@@ -93,6 +93,31 @@ func TestALostPublisherComesBackToADrainingOrigin(t *testing.T) {
 	}
 }
 
+// An encoder that was asked to go, and whose URL leads here, comes back to a draining
+// origin while its first connection is open: OBS gives up for ever if it is refused then.
+func TestAnAskedEncoderComesBackToADrainingOrigin(t *testing.T) {
+	a, _ := pair(t)
+	e := a.mustEncode("mine", goesAway)
+	a.awaitState("mine", "live")
+	v, err := a.origin.Vhosts().Find(vhost.DefaultName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := session.Newcomer{Kind: session.KindPublish, Target: vhost.Target{Key: vhost.Key{Vhost: v.Name, App: "live", Name: "mine"}, Vhost: v}}
+	if err := a.origin.TurnAway(t.Context(), n); err == nil {
+		t.Error("a second publisher is let in")
+	}
+	done := a.move("mine", "b")
+	e.mustHear(t, "32")
+	if err := a.origin.TurnAway(t.Context(), n); err != nil {
+		t.Errorf("turned away: %v", err)
+	}
+	e.Close()
+	if m, err := (<-done)(); err != nil || !m.Left {
+		t.Errorf("%+v, %v", m, err)
+	}
+}
+
 // A publisher of a stream that there is already is no new load: it waits for it here,
 // or has another owner, dead or not.
 func TestReturns(t *testing.T) {

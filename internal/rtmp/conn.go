@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/yutopp/go-rtmp/message"
+	"golang.org/x/sys/unix"
 
 	"weir/internal/media"
 	"weir/internal/rtmp/amf"
@@ -34,6 +35,8 @@ type conn struct {
 	aggregate aggregate
 	inject    func([]byte) // takes the answers while the fan-out owns the writing side
 
+	hold hold
+
 	interrupted atomic.Bool // set by Interrupt
 
 	writing sync.Mutex // held while bytes are written to nc
@@ -52,6 +55,21 @@ func (c *conn) start(nc net.Conn, limits chunk.Limits, amfLimits amf.Limits, wri
 	}
 }
 
+// quickAck acknowledges at once what has come and what comes next. OBS writes pieces of
+// messages and waits with each for the acknowledgement of the one before (Nagle's
+// algorithm), which otherwise comes after 40 ms if there is no answer to go with it.
+func (c *conn) quickAck() {
+	tcp, ok := c.nc.(*net.TCPConn)
+	if !ok {
+		return
+	}
+	if raw, err := tcp.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { // a failure costs only time
+			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_QUICKACK, 1)
+		})
+	}
+}
+
 // netReader is the connection as the chunk reader sees it.
 type netReader struct{ c *conn }
 
@@ -59,6 +77,9 @@ func (r netReader) Read(p []byte) (int, error) {
 	c := r.c
 	if err := c.flushIfIdle(); err != nil {
 		return 0, err
+	}
+	if !c.hold.until.IsZero() {
+		return c.readHolding(p)
 	}
 	switch {
 	case !c.deadline.IsZero():
@@ -99,8 +120,10 @@ func (c *conn) flushIfIdle() error {
 // writeOut writes out; the caller holds writing.
 func (c *conn) writeOut() error {
 	c.mu.Lock()
-	out := c.out
-	c.out = nil
+	var out []byte
+	if c.hold.rest == nil {
+		out, c.out = c.out, nil
+	}
 	c.mu.Unlock()
 	if len(out) == 0 {
 		return nil

@@ -195,6 +195,7 @@ func (c *ServerConn) shakeHands() error {
 	if err := serverHandshake(c.nc); err != nil {
 		return err
 	}
+	c.quickAck()
 	c.phase = phaseConnect
 	return nil
 }
@@ -363,12 +364,19 @@ func (c *ServerConn) AcceptPublish(info ...Property) error {
 		c.sendCommand(chunk.StreamStatus, c.streamID, "onFCPublish", 0, amf.Value{},
 			amf.Obj(Text("level", "status"), Text("code", CodePublishStart), Text("description", "Started publishing.")))
 	}
-	c.sendStatus("status", CodePublishStart, "Started publishing.", c.ForNodes(info...)...)
+	start := encodeStatus("status", CodePublishStart, "Started publishing.", c.ForNodes(info...)...)
+	if c.connect.SupportsGoAway {
+		start = amf.Append(start, long())
+	}
+	c.send(chunk.StreamStatus, chunk.TypeCommand, c.streamID, start)
 	c.phase, c.pending = phasePublish, nil
 	c.in.SetLimits(c.cfg.publisherLimits())
 	c.deadline, c.idle = time.Time{}, c.cfg.PublishIdleTimeout
 	if err := c.flush(); err != nil {
 		return fmt.Errorf("accept publish: %w", err)
+	}
+	if c.connect.SupportsGoAway {
+		c.beginHold()
 	}
 	return nil
 }
@@ -399,6 +407,7 @@ func (c *ServerConn) nextTag() (media.Tag, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.settleHold()
 	if !isCommand(m) {
 		return c.mediaTag(m)
 	}
@@ -438,6 +447,7 @@ func (c *ServerConn) publisherCommand(cmd *command) error {
 	c.result(cmd, amf.Value{Kind: amf.Undefined})
 	c.sendStatus("status", CodeUnpublishSuccess, "Stopped publishing.")
 	c.publishFC, c.idle = false, 0
+	c.endHold()
 	if err := c.flush(); err != nil {
 		return nil // the encoder may be gone already, and ended properly all the same
 	}
@@ -518,6 +528,7 @@ func (c *ServerConn) sendRefusal(s Status) {
 // is reset, and a reset can eat the answer.
 func (c *ServerConn) finish() error {
 	defer c.nc.Close()
+	c.endHold()
 	if err := c.flush(); err != nil {
 		return err
 	}

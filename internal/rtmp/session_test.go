@@ -83,7 +83,7 @@ func trace(t testing.TB, b []byte) string {
 		}
 		fmt.Fprintf(&out, "%d %d %d ", m.ChunkStream, m.Type, m.StreamID)
 		if m.Type == chunk.TypeCommand || m.Type == chunk.TypeData {
-			values, err := amf.Decode(m.Payload, amf.Limits{Depth: 8, Values: 100})
+			values, err := amf.Decode(m.Payload, amf.Limits{Depth: 8, Values: 100 + longNumbers})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -95,12 +95,16 @@ func trace(t testing.TB, b []byte) string {
 					out.WriteString(v.Get("level").Text() + ":" + code.Text())
 				} else if v.IsObject() {
 					out.WriteString("{}")
+				} else if v.Kind == amf.StrictArray {
+					fmt.Fprintf(&out, "[%d]", len(v.Props))
 				} else if v.Kind == amf.String {
 					out.WriteString(v.Str)
 				} else {
 					out.WriteString(v.String())
 				}
 			}
+		} else if m.Type == heldType {
+			fmt.Fprintf(&out, "%d bytes", len(m.Payload))
 		} else {
 			out.WriteString(hex.EncodeToString(m.Payload))
 		}
@@ -183,7 +187,7 @@ func TestConversationOBS(t *testing.T) {
 	}
 	want := connectAnswer +
 		"3 20 0 _result 2 null undefined\n3 20 0 _result 3 null undefined\n3 20 0 _result 4 null 1\n3 20 0 _result 5 null undefined\n" +
-		"5 20 1 onFCPublish 0 null status:NetStream.Publish.Start\n5 20 1 onStatus 0 null status:NetStream.Publish.Start\n" +
+		"5 20 1 onFCPublish 0 null status:NetStream.Publish.Start\n5 20 1 onStatus 0 null status:NetStream.Publish.Start [1500]\n2 33 0 4096 bytes\n" +
 		"5 20 1 onFCUnpublish 0 null status:NetStream.Unpublish.Success\n3 20 0 _result 7 null undefined\n5 20 1 onStatus 0 null status:NetStream.Unpublish.Success\n" +
 		"3 20 0 _result 8 null undefined\n"
 	if got := s.answers(t); got != want {
