@@ -62,9 +62,9 @@ type PublishConfig struct {
 	// with less load, from 1s to 10m: publishers that edges forward first, which notice nothing, then
 	// encoders that understand a request to connect elsewhere. 0s moves none.
 	MoveEvery time.Duration `yaml:"move_every"`
-	// Whether encoders that say no more than `supportsGoAway` are sent a GoAway when their stream
-	// is to be moved. OBS 27.2 to 29 say so, but OBS 29 has been seen to crash at it, or to need
-	// seconds, when the next server is some milliseconds away. `false`: they stay.
+	// Whether encoders that say no more than `supportsGoAway` are asked to connect again, by a
+	// message of type 0x20, when their stream is to be moved. OBS 27.2 to 29 say so and do, by the
+	// URL that they have, with a gap of some tenths of a second. `false`: they stay.
 	GoAway bool `yaml:"go_away"`
 }
 
@@ -79,7 +79,7 @@ func Default() Config {
 		Play:      session.DefaultConfig(0),
 		Load:      load.DefaultConfig(),
 		Admission: admission.DefaultConfig(),
-		Publish:   PublishConfig{ResumeWindow: 10 * time.Second, MoveEvery: 5 * time.Second},
+		Publish:   PublishConfig{ResumeWindow: 10 * time.Second, MoveEvery: 5 * time.Second, GoAway: true},
 		Limits:    limit.DefaultConfig(),
 		Drain:     drain.DefaultConfig(),
 		Vhosts:    vhost.Vhosts{},

@@ -25,7 +25,6 @@ import (
 func pair(t *testing.T) (a, b *site) {
 	t.Helper()
 	dir, cfg := newMemory(), quick()
-	cfg.Publish.GoAway = true
 	a, b = start(t, "a", cfg, dir), start(t, "b", cfg, dir)
 	for _, s := range []*site{a, b} {
 		eventually(t, "both are known", func() error {
@@ -277,7 +276,9 @@ func TestMoveRefuses(t *testing.T) {
 	if m, err := (<-first)(); err != nil || !m.Left {
 		t.Errorf("%+v, %v", m, err)
 	}
-	alone := start(t, "c", quick(), newMemory())
+	cfg := quick()
+	cfg.Publish.GoAway = false
+	alone := start(t, "c", cfg, newMemory())
 	alone.mustPublish("plain")
 	alone.mustEncode("shy", goesAway)
 	alone.awaitState("shy", "live")
