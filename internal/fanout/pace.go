@@ -13,7 +13,7 @@ import (
 // At the bound rounds begin at fixed times of the clock, for all shards of the
 // machine, so that whoever feeds the streams can bring all that is new just before
 // (see Beat). Every other shard is half an interval behind: two that send at once get
-// in each other's way, and in that of their players.
+// in each other's way.
 type pace struct {
 	most time.Duration // bound of interval
 	off  time.Duration // of a round behind a multiple of most
@@ -48,8 +48,17 @@ const (
 // of streams would look through all of them for each frame of one.
 const urgentLatency = 5 * time.Millisecond
 
+// newPace returns the pace of the shard of a slot. Behind its beat it is a little late:
+// feeding takes its time, in this process and then in the others of a node. Those that
+// have the same turn are a little apart, so that not all processes wake at the same
+// instant; what they are apart is added to the delay of whoever comes last.
 func newPace(most time.Duration, slot int) pace {
-	return pace{most: most, off: offBeat(most, slot), perSend: firstGuess}
+	const apart = 4
+	turn, place := slot%phases, slot/phases%apart
+	return pace{
+		most: most, perSend: firstGuess,
+		off: most/phases*time.Duration(turn) + min(most/12, 10*time.Millisecond) + time.Duration(place)*min(most/24, 5*time.Millisecond),
+	}
 }
 
 // beatOf returns the time between two beats for so many shards at a bound.
@@ -87,21 +96,10 @@ func (p *pace) plan(players, groups int) {
 // wait returns how long the next round has to wait, when there is something to send
 // and the last round began at last; not positive if it is due.
 func (p *pace) wait(now, last time.Time) time.Duration {
-	if !p.full || p.took > p.most/2 { // a busy shard cannot miss a beat
+	if !p.full || p.took > p.most/4*3 { // a busy shard cannot miss a beat
 		return last.Add(p.interval).Sub(now)
 	}
 	return untilBeat(now, p.most, p.off)
-}
-
-// offBeat is how long after a multiple of the bound the shards of a slot begin a
-// round. Behind the beat of its phase each is a little late: feeding takes its time, in
-// this process and then in the others of a node. Those of one phase are a little apart,
-// so that not all processes wake at the same instant; what they are apart is added to
-// the delay of whoever comes last.
-func offBeat(most time.Duration, slot int) time.Duration {
-	const apart = 4
-	phase, place := slot%phases, slot/phases%apart
-	return most/phases*time.Duration(phase) + min(most/12, 10*time.Millisecond) + time.Duration(place)*min(most/24, 5*time.Millisecond)
 }
 
 // untilBeat returns the time to the next instant of the clock that lies off behind a

@@ -405,10 +405,11 @@ func (s *shard) keep(b *block, rest []byte) (kept []byte, in *shared) {
 }
 
 // flush sends what is new of a group's stream. It reports whether there was
-// anything.
+// anything. What comes while it sends is for the next round: a second send to each
+// player would cost as much as the first.
 func (s *shard) flush(g *group) (grown bool) {
-	for {
-		entries, closed := s.take(g.cursor, math.MaxUint64, batchBytes, g.told)
+	for end := g.key.stream.End(); ; {
+		entries, closed := s.take(g.cursor, end, batchBytes, g.told)
 		if entries == 0 {
 			if closed != nil {
 				s.end(g)

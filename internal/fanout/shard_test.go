@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -803,6 +804,44 @@ func TestUrgentPlayers(t *testing.T) {
 	})
 }
 
+// What comes during a round is for the next: each player is sent to once.
+func TestRoundsSendWhatThereWas(t *testing.T) {
+	inBubble(t, 120*time.Millisecond, func(t *testing.T, e *Engine, n *sockets) {
+		s := newSource(t)
+		s.headers(0)
+		s.frame('K', 0, 10)
+		const players = 3000
+		var all []*socket
+		for range players {
+			_, k := s.joinSocket(e, n, plenty, FLV{}, roomy)
+			all = append(all, k)
+		}
+		s.frame('P', 40, 10)
+		pass(time.Second)
+		before := n.sends.Load()
+		var once sync.Once
+		first := make(chan struct{}) // closed when the first frame is there
+		meanwhile := func(_ *socket, b []byte) int {
+			once.Do(func() { <-first; s.frame('P', 120, 10) })
+			return len(b)
+		}
+		n.asOf.Store(&meanwhile)
+		s.frame('P', 80, 10)
+		close(first)
+		if pass(120 * time.Millisecond); n.sends.Load() != before+players {
+			t.Errorf("%d sends in one round", n.sends.Load()-before)
+		}
+		if pass(120 * time.Millisecond); n.sends.Load() != before+2*players {
+			t.Errorf("%d sends in two rounds", n.sends.Load()-before)
+		}
+		for _, k := range all {
+			if len(k.seen()) != len(all[0].seen()) {
+				t.Fatal("players have not all got the same")
+			}
+		}
+	})
+}
+
 func TestPace(t *testing.T) {
 	const ms, us = time.Millisecond, time.Microsecond
 	f := func(most, took time.Duration, sends, players, groups int, want time.Duration) {
@@ -869,7 +908,8 @@ func TestRoundsFollowTheBeat(t *testing.T) {
 	f(2, true, ms, 15*ms, 120*ms, 15*ms) // a little behind the first
 	f(7, true, ms, -35*ms, 0, 85*ms)
 	f(8, true, ms, 10*ms, 120*ms, 10*ms)
-	f(0, true, 61*ms, 13*ms, 100*ms, 33*ms) // as soon as it may
+	f(0, true, 90*ms, 13*ms, 105*ms, 25*ms)
+	f(0, true, 91*ms, 13*ms, 105*ms, 28*ms) // as soon as it may
 	f(0, true, 200*ms, 0, 210*ms, -90*ms)
 	f(0, false, ms, 3*ms, 5*ms, 118*ms)
 	f(0, false, ms, 3*ms, 130*ms, -7*ms)

@@ -203,6 +203,13 @@ func (s *Stream) Tail() *Cursor {
 	return &Cursor{s: s, next: s.next, headers: s.headers}
 }
 
+// End returns the number of the entry that comes next.
+func (s *Stream) End() uint64 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.next
+}
+
 // At returns a cursor that continues at entry seq (see Seq), for a reader that
 // has the headers h, which may be nil.
 func (s *Stream) At(seq uint64, h *Headers) *Cursor {
