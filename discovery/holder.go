@@ -82,6 +82,9 @@ type Holder struct {
 type holding struct {
 	lease Lease
 	dirty bool // to be renewed now rather than in time
+	// granted: by the directory, which knew of the bans then. One of before that is heard
+	// of only now had been lifted.
+	granted bool
 }
 
 type holderMetrics struct {
@@ -211,7 +214,7 @@ func (h *Holder) claim(ctx context.Context, stream string, opts ClaimOptions) (l
 	case err == nil:
 		h.reached(nil)
 		lease.Expires = asked.Add(c.TTL)
-		if k := h.hold(lease); k != nil {
+		if k := h.hold(lease, true); k != nil {
 			return Lease{}, nil, &BannedError{*k}
 		}
 		return lease, nil, nil
@@ -252,13 +255,13 @@ func (h *Holder) claim(ctx context.Context, stream string, opts ClaimOptions) (l
 		h.met.provisional.Inc()
 		h.log.Warn("stream taken without the directory", "stream", stream, "epoch", lease.Epoch, "err", err)
 	}
-	h.hold(lease)
+	h.hold(lease, false)
 	return lease, nil, nil
 }
 
-// hold records a lease that this node has, or returns the kick that has ended it
-// meanwhile.
-func (h *Holder) hold(l Lease) *Kicked {
+// hold records a lease that this node has, granted by the directory or else by itself,
+// or returns the kick that has ended it meanwhile.
+func (h *Holder) hold(l Lease, granted bool) *Kicked {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.epochs.see(l.Epoch, time.Now())
@@ -271,6 +274,7 @@ func (h *Holder) hold(l Lease) *Kicked {
 		h.held[l.Stream] = e
 	}
 	wasIdle := e.lease.Idle
+	e.granted = granted || e.granted && e.lease.Epoch == l.Epoch
 	e.lease = l
 	h.resolver.followers.note(l, 0)
 	// A renewal under way may carry the idle mark of before and arrive after

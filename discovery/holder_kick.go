@@ -18,7 +18,7 @@ func (h *Holder) kicked(k Kicked) {
 	h.kicks.sweep(kickedFor, now)
 	h.kicks.put(k, now)
 	e := h.held[k.Stream]
-	over := e != nil && k.ends(e.lease.Epoch, now)
+	over := e != nil && (e.lease.Epoch <= k.Epoch || !e.granted && k.Banned(now))
 	if over {
 		delete(h.held, k.Stream)
 		h.resolver.followers.end(k.Stream, e.lease.Epoch)

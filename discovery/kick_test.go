@@ -92,6 +92,30 @@ func TestKickOfAClaimUnderWay(t *testing.T) {
 	})
 }
 
+// A ban that a node hears of late, when it was lifted already, does not end what the
+// directory has granted since; what nobody has granted it does.
+func TestBanHeardOfLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		a, o := startWatchingHolder(t, m, selfA)
+		b := startHolder(t, m, selfB) // hears of nothing
+		synctest.Wait()
+		late := mustKick(t, m, Kick{Stream: demo, Ban: time.Hour})
+		mustKick(t, m, Kick{Stream: demo})
+		l := b.mustClaim(t, demo)
+		b.kicked(late)
+		if got, err := b.Own(t.Context(), demo); err != nil || got.Epoch != l.Epoch || len(b.kickedNow()) != 0 {
+			t.Errorf("a lease that was granted since: %+v, %v", got, err)
+		}
+		o.cut(true)
+		own := a.mustClaim(t, "v/live/own")
+		a.kicked(Kicked{Stream: "v/live/own", Epoch: own.Epoch - 1, Until: time.Now().Add(time.Hour)})
+		if got := a.kickedNow(); len(got) != 1 {
+			t.Errorf("one that the node gave itself: told %+v", got)
+		}
+	})
+}
+
 // While the directory is away, a holder keeps to the bans that it has heard of.
 func TestBanWithoutTheDirectory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
