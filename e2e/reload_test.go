@@ -140,7 +140,7 @@ vhosts:
 	for _, c := range []struct{ old, with, want string }{
 		{"play: {max_lag: 5s}", "play: {max_lagg: 5s}", ":9: play.max_lagg: unknown key"},
 		{"node: {id: edge-1}", "node: {id: edge-2}", ":2: node.id: cannot change while the node runs"},
-		{edge.http, "127.0.0.1:1", ":4: http.listen: cannot change while the node runs"},
+		{edge.http, "127.0.0.1:2", ":4: http.listen: cannot change while the node runs"},
 		{"workers: 2", "workers: 3", ":6: workers: cannot change while the node runs"},
 	} {
 		edge.change(c.old, c.with)
