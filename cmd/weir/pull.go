@@ -212,6 +212,7 @@ func (p *puller) openRTMP(ctx context.Context, target string) (tagSource, error)
 // rtmpPlay is a stream over RTMP, where a server says that a stream has ended.
 type rtmpPlay struct{ *rtmp.Client }
 
+// EOF says what the end of the tags means.
 func (rtmpPlay) EOF() string { return "the stream has ended" }
 
 // flvBody is a stream over HTTP-FLV.

@@ -42,6 +42,7 @@ func newDriver(cfg Config) Driver {
 // logDriver does nothing: the scaler writes each action into the log.
 type logDriver struct{}
 
+// Do implements Driver.
 func (logDriver) Do(context.Context, Action, string) error { return nil }
 
 // adminDriver drains nodes over their admin interface and leaves machines to another.

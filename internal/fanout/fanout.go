@@ -107,9 +107,9 @@ type Options struct {
 	// Shards is the number of goroutines that write; 0 means one for each core
 	// that Go may use.
 	Shards int
-	// Slot numbers the first shard among the Slots of all processes of a node, which
-	// are as many as Shards if it is less: shards of different numbers do not send at the
-	// same time, as far as possible.
+	// Slot is the number of this process's first shard among those of all processes of
+	// the node, from 0 on, and Slots is how many those are; 0 means Shards. Shards of
+	// different numbers do not send at the same time, as far as possible.
 	Slot, Slots int
 	// MaxLatency is how long a frame may wait for a batch; 0 sends each frame at
 	// once, whatever that costs.
