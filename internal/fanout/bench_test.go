@@ -22,6 +22,7 @@ func newBench(tb testing.TB, f Format, players int) *bench {
 	b := &bench{s: newSourceWith(tb, stream.DefaultLimits())}
 	e := &Engine{opt: Options{OnJump: func(Jump) {}, Log: slog.New(slog.DiscardHandler), hooks: hooks{
 		send: func(_ uintptr, b []byte) (int, error) { return len(b), nil },
+		pays: never,
 	}}}
 	b.shard = newShard(e, 0, 0)
 	b.s.headers(0)
@@ -164,7 +165,7 @@ func BenchmarkSend(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				for sent := 0; sent < len(data); {
-					n, err := w.write(fd, raw, data[sent:])
+					n, err := w.write(fd, raw, data[sent:], false)
 					if err != nil {
 						b.Fatal(err)
 					}
@@ -185,7 +186,7 @@ func TestSendAllocatesNothing(t *testing.T) {
 	b, in := []byte("a frame"), make([]byte, 100)
 	for _, fd := range []int{fd, -1} {
 		if n := testing.AllocsPerRun(100, func() {
-			if n, err := w.write(fd, raw, b); n != len(b) || err != nil {
+			if n, err := w.write(fd, raw, b, false); n != len(b) || err != nil {
 				t.Fatal(n, err)
 			}
 			_, _ = far.Read(in)

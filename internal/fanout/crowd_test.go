@@ -16,7 +16,9 @@ import (
 // random over TCP, while headers change; each one's bytes must be the log's, and
 // nobody but the engine closes its descriptors.
 func TestCrowdsOverTCP(t *testing.T) {
-	e := New(Options{Shards: 2, MaxLatency: 5 * time.Millisecond, Log: slog.New(slog.DiscardHandler)})
+	e := New(Options{Shards: 2, MaxLatency: 5 * time.Millisecond, Log: slog.New(slog.DiscardHandler), hooks: hooks{
+		pays: func(bytes, players int) bool { return bytes%2 == 0 },
+	}})
 	var streams, players sync.WaitGroup
 	var full, jumped, cut atomic.Int64
 	for n := range 3 {

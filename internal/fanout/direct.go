@@ -90,13 +90,18 @@ func own(c net.Conn) (kept net.Conn, raw syscall.RawConn, fd int) {
 	return kept, raw, fd
 }
 
-// socketWriter sends to sockets without waiting. It belongs to one goroutine.
+// socketWriter sends to sockets without waiting. It belongs to one goroutine, but for
+// now, which anyone may call.
 type socketWriter struct {
-	now  func(fd uintptr, b []byte) (int, error)
-	send func(fd uintptr) bool // made once: a closure for each call would be garbage
-	out  []byte
-	n    int
-	err  error
+	now   func(fd uintptr, b []byte) (int, error)
+	pages pages // of the block that is sent now, if that is worth it
+
+	// What send is to do, and what came of it.
+	send  func(fd uintptr) bool // made once: a closure for each call would be garbage
+	out   []byte
+	paged bool
+	n     int
+	err   error
 }
 
 // newSocketWriter returns a writer that sends by now, sendNow if it is nil.
@@ -106,26 +111,36 @@ func newSocketWriter(now func(fd uintptr, b []byte) (int, error)) *socketWriter 
 	}
 	w := &socketWriter{now: now}
 	w.send = func(fd uintptr) bool {
-		w.n, w.err = w.now(fd, w.out)
+		w.n, w.err = w.to(fd, w.out, w.paged)
 		return true // whatever came of it: the shard never waits
 	}
 	return w
 }
 
-// write sends what the socket takes of b. n < len(b) without an error means that
-// it is full. A descriptor that is not the engine's own is held by RawConn while it
-// is used, so that one that is closed meanwhile cannot become somebody else's.
-func (w *socketWriter) write(fd int, raw syscall.RawConn, b []byte) (n int, err error) {
+// write sends what the socket takes of b, which the pages may have, too. n < len(b)
+// without an error means that it is full. A descriptor that is not the engine's own is
+// held by RawConn while it is used, so that one that is closed meanwhile cannot become
+// somebody else's.
+func (w *socketWriter) write(fd int, raw syscall.RawConn, b []byte, paged bool) (n int, err error) {
 	if fd >= 0 {
-		return w.now(uintptr(fd), b)
+		return w.to(uintptr(fd), b, paged)
 	}
-	w.out, w.n, w.err = b, 0, nil
+	w.out, w.paged, w.n, w.err = b, paged, 0, nil
 	err = raw.Write(w.send)
 	w.out = nil
 	if err != nil {
 		return 0, err
 	}
 	return w.n, w.err
+}
+
+func (w *socketWriter) to(fd uintptr, b []byte, paged bool) (n int, err error) {
+	if paged {
+		if n, err = w.pages.send(fd, len(b)); err != errNoPages {
+			return n, err
+		}
+	}
+	return w.now(fd, b)
 }
 
 // sendNow is send(2) that does not tell Go's scheduler: the call cannot block, and

@@ -134,6 +134,7 @@ type Options struct {
 // hooks are where tests look into an engine. Any may be nil.
 type hooks struct {
 	send  func(fd uintptr, b []byte) (int, error) // in place of sendNow
+	pays  func(bytes, players int) bool           // in place of worthPages
 	owed  func(fd uintptr) int                    // in place of unacknowledged
 	look  time.Duration                           // in place of lookEvery
 	round func(s *shard)                          // after each round, by the shard

@@ -29,6 +29,7 @@ type block struct {
 	pieces []piece
 	lost   uint64  // tags that the group lost in front of the last piece
 	shared *shared // what bytes are counted as while players keep parts of them, nil until one does
+	paged  bool    // bytes lie in the shard's pages, too
 }
 
 // piece is a part of a block behind which a player can go on by itself. A player

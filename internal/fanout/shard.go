@@ -24,8 +24,9 @@ type shard struct {
 	pace   pace
 	last   time.Time // when the last round began
 	out    *socketWriter
-	sends  int  // of this round
-	warm   bool // there is an opening that time has to drop
+	pays   func(bytes, players int) bool // worthPages, but in tests
+	sends  int                           // of this round
+	warm   bool                          // there is an opening that time has to drop
 
 	// For the making of blocks.
 	entries [8]stream.Entry
@@ -51,10 +52,15 @@ type groupKey struct {
 const batchBytes = 256 << 10
 
 func newShard(e *Engine, latency time.Duration, slot int) *shard {
-	return &shard{
+	s := &shard{
 		e: e, wake: make(chan struct{}, 1), post: make(chan struct{}, 1), done: make(chan struct{}),
 		groups: map[groupKey]*group{}, pace: newPace(latency, slot), out: newSocketWriter(e.opt.hooks.send),
+		pays: e.opt.hooks.pays,
 	}
+	if s.pays == nil {
+		s.pays = worthPages
+	}
+	return s
 }
 
 // deliver puts a session into the shard's mail. Safe for concurrent use.
@@ -78,6 +84,7 @@ func (s *shard) stop() { close(s.done) }
 
 // run is the shard's whole life.
 func (s *shard) run() {
+	defer s.out.pages.close()
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	timer.Stop()
@@ -424,6 +431,7 @@ func (s *shard) flush(g *group) (grown bool) {
 			b := s.format(s.buffer, g.key.format, false)
 			s.buffer = b.bytes
 			g.extend(&b)
+			b.paged = s.pays(len(b.bytes), len(g.healthy)) && s.put(b.bytes)
 			for i := 0; i < len(g.healthy); {
 				if s.write(g.healthy[i], &b) {
 					i++
@@ -438,10 +446,21 @@ func (s *shard) flush(g *group) (grown bool) {
 	return grown
 }
 
+// put puts a block into the pages, if they can be had.
+func (s *shard) put(b []byte) bool {
+	if s.out.pages.put(b) {
+		return true
+	}
+	if err := s.out.pages.trouble(); err != nil {
+		s.e.opt.Log.Info("players are sent copies, which costs more", "err", err)
+	}
+	return false
+}
+
 // write sends a block to a healthy player of a group, who has got all before it.
 // It reports false if the player is not among the healthy ones any more.
 func (s *shard) write(p *Session, b *block) bool {
-	n, ok := s.send(p, b.bytes)
+	n, ok := s.send(p, b.bytes, b.paged)
 	if !ok {
 		return false
 	}
@@ -460,7 +479,7 @@ func (s *shard) write(p *Session, b *block) bool {
 // inject sends what was injected to a player at a tag boundary. It reports false
 // if the shard has the player no more.
 func (s *shard) inject(p *Session, b []byte) bool {
-	n, ok := s.send(p, b)
+	n, ok := s.send(p, b, false)
 	if ok && n < len(b) {
 		s.chase(p, b[n:], nil)
 		return false
@@ -468,10 +487,10 @@ func (s *shard) inject(p *Session, b []byte) bool {
 	return ok
 }
 
-// send sends what a player's socket takes of b. It reports false if the
-// connection is broken; the session is over then.
-func (s *shard) send(p *Session, b []byte) (n int, ok bool) {
-	n, err := s.out.write(int(p.fd), p.raw, b)
+// send sends what a player's socket takes of b, which may have been put into the
+// shard's pages. It reports false if the connection is broken; the session is over then.
+func (s *shard) send(p *Session, b []byte, paged bool) (n int, ok bool) {
+	n, err := s.out.write(int(p.fd), p.raw, b, paged)
 	s.sends++
 	p.bytes.Add(uint64(n))
 	if err != nil {

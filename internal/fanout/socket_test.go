@@ -69,7 +69,7 @@ func (n *sockets) engineOf(t testing.TB, o Options) *Engine {
 			n.passed.Add(1)
 		}
 	}
-	o.hooks = hooks{send: n.send, round: n.look, owed: n.owed}
+	o.hooks = hooks{send: n.send, pays: never, round: n.look, owed: n.owed}
 	e := New(o)
 	t.Cleanup(e.Close)
 	return e
