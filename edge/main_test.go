@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 	"weir/discovery"
 	"weir/hls"
 	"weir/internal/admin"
+	"weir/internal/httpserver"
 	"weir/internal/media"
 	"weir/internal/rtmp"
 	"weir/internal/session"
@@ -84,9 +86,15 @@ func listen(t *testing.T) net.Listener {
 type point struct {
 	rtmp, http string
 	door       *session.Server
+	opened     *session.OpenDoor
+	adoptions  *httpserver.Adoptions
+	admit      atomic.Pointer[verdict] // of players and publishers; nil lets all in
 	set        *metrics.Set
 	stop       func()
 }
+
+// verdict is what a door says to newcomers.
+type verdict struct{ err error }
 
 // open opens a door for a role on free ports, or on those given.
 func open(t *testing.T, name string, role session.Role, table *vhost.Table, cfg session.Config, ports ...net.Listener) *point {
@@ -98,11 +106,22 @@ func open(t *testing.T, name string, role session.Role, table *vhost.Table, cfg 
 	def, log := Default(), logTo(t, name)
 	def.HTTP.ShutdownGrace = 0
 	def.RTMP.CloseTimeout, def.RTMP.RedirectWait = 200*time.Millisecond, 200*time.Millisecond
-	p.door = session.New(session.Options{Config: cfg, RTMP: def.RTMP.ServerConfig, Vhosts: table, Role: role, Log: log, Set: p.set})
+	options := session.Options{Config: cfg, RTMP: def.RTMP.ServerConfig, Vhosts: table, Role: role, Log: log, Set: p.set}
+	options.Admit = func(context.Context, session.Newcomer) error {
+		if a := p.admit.Load(); a != nil {
+			return a.err
+		}
+		return nil
+	}
+	if e, ok := role.(*Edge); ok {
+		options.Pass = e.Pass
+	}
+	p.door, p.adoptions = session.New(options), httpserver.NewAdoptions(ports[1].Addr())
 	ctx, cancel := context.WithCancel(context.Background())
 	g, ctx := errgroup.WithContext(ctx)
-	_, err := session.Door{
-		Sessions: p.door, RTMP: ports[0], HTTP: ports[1], HTTPConfig: def.HTTP, Limits: def.Limits, Log: log, Set: p.set,
+	var err error
+	p.opened, err = session.Door{
+		Sessions: p.door, RTMP: ports[0], HTTP: ports[1], Adoptions: p.adoptions, HTTPConfig: def.HTTP, Limits: def.Limits, Log: log, Set: p.set,
 	}.Open(ctx, g)
 	if err != nil {
 		t.Fatal(err)
@@ -408,7 +427,11 @@ func (n *team) dial(ctx context.Context, i int) (net.Conn, error) {
 	if addr == "" {
 		return nil, errors.New("connection refused")
 	}
-	return new(net.Dialer).DialContext(ctx, "tcp", addr)
+	network := "tcp"
+	if addr[0] == '@' {
+		network = "unix"
+	}
+	return new(net.Dialer).DialContext(ctx, network, addr)
 }
 
 func (n *team) start(i int, ports ...net.Listener) *member {
@@ -419,10 +442,15 @@ func (n *team) start(i int, ports ...net.Listener) *member {
 		Directory: n.dir, Index: i, Count: len(n.sockets), DialSibling: n.dial, Log: logTo(n.t, name), Set: metrics.NewSet(),
 	})
 	w.point = open(n.t, name, w.edge, w.edge.Vhosts(), n.cfg.Play, ports...)
-	l := listen(n.t)
+	l, err := net.Listen("unix", "@weir-test-"+rand.Text())
+	if err != nil {
+		n.t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var g errgroup.Group
-	g.Go(func() error { return serveSiblings(ctx, l, nil, siblingHandler(w.edge, w.door, admin.Source{})) })
+	g.Go(func() error {
+		return serveSiblings(ctx, l, nil, siblingHandler(w.edge, &passHandler{w.edge, w.door, w.opened, w.adoptions}, admin.Source{}))
+	})
 	n.mu.Lock()
 	n.sockets[i], n.workers[i] = l.Addr().String(), w
 	n.mu.Unlock()

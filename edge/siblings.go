@@ -205,22 +205,35 @@ const aliveWithin = time.Second
 // can be left a good source of that stream for. That it can be connected to is not
 // enough: the kernel accepts for a process that hangs.
 func (s *siblings) lives(ctx context.Context, i int, key string) bool {
+	conn := s.ask(ctx, i, workerAlivePath, url.Values{"key": {key}})
+	if conn != nil {
+		conn.Close()
+	}
+	return conn != nil
+}
+
+// ask returns the connection over which a worker has said yes to a question, nil if it
+// did not, or not in time.
+func (s *siblings) ask(ctx context.Context, i int, path string, q url.Values) net.Conn {
 	ctx, cancel := context.WithTimeout(ctx, aliveWithin)
 	defer cancel()
 	conn, err := s.dial(ctx, i)
 	if err != nil { // its socket goes with the process: it is dead
-		return false
+		return nil
 	}
-	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	if _, err := io.WriteString(conn, "GET "+workerAlivePath+"?"+url.Values{"key": {key}}.Encode()+" HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n"); err != nil {
-		return false
-	}
 	const good = "HTTP/1.1 2"
 	var b [len(good)]byte
-	_, err = io.ReadFull(conn, b[:])
-	return err == nil && string(b[:]) == good
+	_, err = io.WriteString(conn, "GET "+path+"?"+q.Encode()+" HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n")
+	if err == nil {
+		_, err = io.ReadFull(conn, b[:])
+	}
+	if err != nil || string(b[:]) != good {
+		conn.Close()
+		return nil
+	}
+	return conn
 }
 
 // serveAlive answers a sibling that asks whether this worker lives: 204, or 503 for a

@@ -18,6 +18,7 @@ import (
 	"weir/internal/admin"
 	"weir/internal/admission"
 	"weir/internal/drain"
+	"weir/internal/httpserver"
 	"weir/internal/load"
 	"weir/internal/session"
 	"weir/internal/worker"
@@ -79,6 +80,7 @@ func RunWorker(c *worker.Child, etcd discovery.EtcdOpener, log *slog.Logger) err
 			}
 			return gate.Admit(ctx, n)
 		},
+		Pass:     e.Pass,
 		Shards:   1, // the node has a worker for each core
 		Slot:     c.Index,
 		Slots:    c.Count,
@@ -92,6 +94,7 @@ func RunWorker(c *worker.Child, etcd discovery.EtcdOpener, log *slog.Logger) err
 	}
 	shedder := admission.NewShedder(cfg.Admission, status, door, log, set)
 	var open *session.OpenDoor
+	adoptions := httpserver.NewAdoptions(c.Listeners[listenHTTP].Addr())
 	source := admin.Source{
 		Metrics:  []*metrics.Set{set},
 		Streams:  func() []admin.StreamInfo { return e.Streams(door.Players) },
@@ -120,14 +123,16 @@ func RunWorker(c *worker.Child, etcd discovery.EtcdOpener, log *slog.Logger) err
 	retired := make(chan net.Listener, 1)
 	open, err = session.Door{
 		Sessions: door, RTMP: c.Listeners[listenRTMP], HTTP: c.Listeners[listenHTTP],
-		RTMPS: c.Listeners[listenRTMPS], HTTPS: c.Listeners[listenHTTPS],
+		RTMPS: c.Listeners[listenRTMPS], HTTPS: c.Listeners[listenHTTPS], Adoptions: adoptions,
 		RTMPConfig: cfg.RTMP, HTTPConfig: cfg.HTTP, Limits: cfg.Limits, Log: log, Set: set,
 	}.Open(ctx, g)
 	if err != nil {
 		finish()
 		return errors.Join(err, g.Wait())
 	}
-	g.Go(func() error { return serveSiblings(ctx, siblings, retired, siblingHandler(e, door, source)) })
+	g.Go(func() error {
+		return serveSiblings(ctx, siblings, retired, siblingHandler(e, &passHandler{e, door, open, adoptions}, source))
+	})
 	g.Go(func() error {
 		select {
 		case <-c.Retire():
@@ -203,10 +208,11 @@ func self(cfg Config, rtmp, http net.Addr) discovery.Self {
 }
 
 // siblingHandler answers the supervisor and the other workers of the node.
-func siblingHandler(e *Edge, door *session.Server, source admin.Source) http.Handler {
+func siblingHandler(e *Edge, players *passHandler, source admin.Source) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/_weir/", admin.WorkerHandler(source))
-	mux.HandleFunc(session.WorkerFLVPath, door.ServeWorkerFLV)
+	mux.Handle(workerOfferPath, players)
+	mux.HandleFunc(session.WorkerFLVPath, players.door.ServeWorkerFLV)
 	mux.HandleFunc(workerHLSPath, e.serveWorkerHLS)
 	mux.HandleFunc(workerAlivePath, e.siblings.serveAlive)
 	return mux

@@ -49,7 +49,9 @@ type record struct {
 	bare    *bareConn // guarded by run.mu; what Keep has made of the connection, nil before
 
 	// Owned by the request handler until the hijack, then by the hijack's goroutine.
-	pending func(net.Conn) // what Takeover was asked to run, until it runs
+	pending func(net.Conn) // what Takeover or Pass was asked to run, until it runs
+	passed  bool           // the request was left to another process
+	adopted bool           // the first request was left to this one
 
 	// Owned by whoever reads from the connection.
 	early []byte // bytes that were read behind the hijacked request
@@ -279,6 +281,8 @@ func (r *run) join(conn net.Conn, release func()) member {
 	switch c := conn.(type) {
 	case *net.TCPConn:
 		m = &tcpConn{TCPConn: c}
+	case *adoptedConn:
+		m = &tcpConn{TCPConn: c.TCPConn, record: record{early: c.read, adopted: true}}
 	case *secure.Conn:
 		m = &tlsConn{Conn: c}
 	default:

@@ -216,8 +216,15 @@ func (s *Server) connState(conn net.Conn, state fasthttp.ConnState) {
 // serveRequest is fasthttp's handler.
 func (s *Server) serveRequest(ctx *fasthttp.RequestCtx) {
 	s.handle(ctx)
+	c, ok := ctx.Conn().(member)
+	if ok {
+		c.rec().adopted = false // what follows on the connection is not
+		if c.rec().passed {
+			return
+		}
+	}
 	s.decorate(ctx)
-	if c, ok := ctx.Conn().(member); ok && (s.retired.Load() || c.rec().run.isClosing()) {
+	if ok && (s.retired.Load() || c.rec().run.isClosing()) {
 		ctx.SetConnectionClose()
 	}
 	s.countRequest(ctx.Response.StatusCode())

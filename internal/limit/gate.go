@@ -131,16 +131,43 @@ func (g *Gate) Open() int { return int(g.open.Load()) }
 // remote (a unix socket has no address) counts in the total only. release gives
 // the place back; further calls of it do nothing.
 func (g *Gate) Acquire(remote netip.Addr) (release func(), err error) {
+	return g.admit(remote, true)
+}
+
+// admit is Acquire that counts what it lets in only the first time that the node does.
+func (g *Gate) admit(remote netip.Addr, first bool) (release func(), err error) {
+	release, err = g.acquire(remote)
+	switch {
+	case err == ErrTooManyConnections:
+		g.refusedTotal.Inc()
+	case err == ErrTooManyPerAddress:
+		g.refusedPerAddress.Inc()
+	case first:
+		g.accepted.Inc()
+	}
+	return release, err
+}
+
+// HasPlace reports whether Acquire would find a place now.
+func (g *Gate) HasPlace(remote netip.Addr) bool {
+	release, err := g.acquire(remote)
+	if err != nil {
+		return false
+	}
+	release()
+	return true
+}
+
+// acquire is Acquire that counts nothing.
+func (g *Gate) acquire(remote netip.Addr) (release func(), err error) {
 	remote = remote.Unmap()
 	limits := g.limits.Load()
 	exempt := limits.isExempt(remote)
 	if n := g.open.Add(1); !exempt && limits.MaxConnections > 0 && n > int64(limits.MaxConnections) {
 		g.open.Add(-1)
-		g.refusedTotal.Inc()
 		return nil, ErrTooManyConnections
 	}
 	if exempt || limits.MaxConnectionsPerAddress == 0 || !remote.IsValid() {
-		g.accepted.Inc()
 		var once atomic.Bool
 		return func() {
 			if once.CompareAndSwap(false, true) {
@@ -158,12 +185,10 @@ func (g *Gate) Acquire(remote netip.Addr) (release func(), err error) {
 	if shard.open[remote] >= limits.MaxConnectionsPerAddress {
 		shard.mu.Unlock()
 		g.open.Add(-1)
-		g.refusedPerAddress.Inc()
 		return nil, ErrTooManyPerAddress
 	}
 	shard.open[remote]++
 	shard.mu.Unlock()
-	g.accepted.Inc()
 	var once atomic.Bool
 	return func() {
 		if !once.CompareAndSwap(false, true) {

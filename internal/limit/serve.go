@@ -17,6 +17,9 @@ const (
 	maxAcceptPause = time.Second
 )
 
+// Counted is a connection that another process of the node has accepted and counted.
+type Counted interface{ Counted() }
+
 // Serve accepts connections and calls handle for each in a goroutine of its own,
 // until ctx ends, which closes l. It closes a connection, and gives its place at
 // the gate back, when its handler has returned; a connection that the gate
@@ -62,7 +65,8 @@ func ServeOwned(ctx context.Context, l net.Listener, gate *Gate, log *slog.Logge
 			continue
 		}
 		trouble.over()
-		release, err := gate.Acquire(RemoteAddr(conn))
+		_, again := conn.(Counted)
+		release, err := gate.admit(RemoteAddr(conn), !again)
 		if err != nil {
 			trouble.refused(err)
 			if refuse == nil {

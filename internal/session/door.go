@@ -23,9 +23,12 @@ type Door struct {
 	RTMP, HTTP net.Listener
 	// RTMPS and HTTPS are the listeners of the doors' TLS; nil if it is not enabled.
 	RTMPS, HTTPS net.Listener
-	RTMPConfig   RTMPConfig
-	HTTPConfig   HTTPConfig
-	Limits       limit.Config
+	// Adoptions are connections that other processes pass (see Options.Pass); nil where
+	// none do.
+	Adoptions  *httpserver.Adoptions
+	RTMPConfig RTMPConfig
+	HTTPConfig HTTPConfig
+	Limits     limit.Config
 	// Other answers HTTP requests for other paths than those of media; it
 	// reports whether it did. May be nil. OtherPost are those of its paths that
 	// are asked with POST.
@@ -84,6 +87,9 @@ func (d Door) Open(ctx context.Context, g *errgroup.Group) (*OpenDoor, error) {
 	// end before, so that their ends have the right reason.
 	ended, stopWeb := context.WithCancel(context.WithoutCancel(ctx))
 	g.Go(func() error { return web.Serve(ended, d.HTTP) })
+	if d.Adoptions != nil {
+		g.Go(func() error { return web.Serve(ended, d.Adoptions) })
+	}
 	if players != nil {
 		g.Go(func() error { return web.Serve(ended, players.Listener(d.HTTPS)) })
 		g.Go(func() error { players.Run(ctx); return nil })

@@ -73,7 +73,14 @@ func (s *Server) serveFLV(srv *httpserver.Server, ctx *fasthttp.RequestCtx, stem
 	}
 	wait, cancel := s.context(context.Background())
 	var feed Feed
-	if err = s.admitted(wait, Newcomer{Kind: KindPlay, Target: t, Remote: l.remote, Peer: peer, Protocol: l.protocol, Secure: ctx.IsTLS(), Ticket: hop}); err == nil {
+	if !httpserver.WasPassed(ctx) {
+		err = s.admitted(wait, Newcomer{Kind: KindPlay, Target: t, Remote: l.remote, Peer: peer, Protocol: l.protocol, Secure: ctx.IsTLS(), Ticket: hop})
+		if err == nil && s.passed(wait, srv, ctx, t.Key, peer) {
+			cancel()
+			return
+		}
+	}
+	if err == nil {
 		feed, err = s.opt.Role.Play(wait, PlayRequest{Target: t, Remote: l.remote, Peer: peer})
 	}
 	cancel()

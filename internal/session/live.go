@@ -133,17 +133,8 @@ type bounds struct {
 func (g *ledger) begin(l *live, vhostName string, max bounds) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	switch {
-	case g.closed:
-		return errStopping
-	case l.protocol == protoPull:
-	case max.sessions > 0 && len(g.sessions)-g.pulls >= max.sessions:
-		return &Refusal{Code: Limit, Text: "This node has as many sessions as it may (play.max_sessions)."}
-	case !l.isPlayer():
-	case max.players > 0 && g.vhosts[vhostName] >= max.players:
-		return &Refusal{Code: Limit, Text: "This vhost has as many players as it may (play.max_players)."}
-	case max.playersOfStream > 0 && g.streams[l.stream] >= max.playersOfStream:
-		return &Refusal{Code: Limit, Text: "This stream has as many players as it may (play.max_players_per_stream)."}
+	if err := g.roomFor(l, vhostName, max); err != nil {
+		return err
 	}
 	g.next++
 	l.id = g.prefix + strconv.FormatUint(g.next, 36)
@@ -158,6 +149,30 @@ func (g *ledger) begin(l *live, vhostName string, max bounds) error {
 		g.vhosts[vhostName]++
 	}
 	g.gauge(l).Inc()
+	return nil
+}
+
+// fits reports why a session could not begin now, nil if it could.
+func (g *ledger) fits(l *live, vhostName string, max bounds) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.roomFor(l, vhostName, max)
+}
+
+// roomFor is fits. g.mu is held.
+func (g *ledger) roomFor(l *live, vhostName string, max bounds) error {
+	switch {
+	case g.closed:
+		return errStopping
+	case l.protocol == protoPull:
+	case max.sessions > 0 && len(g.sessions)-g.pulls >= max.sessions:
+		return &Refusal{Code: Limit, Text: "This node has as many sessions as it may (play.max_sessions)."}
+	case !l.isPlayer():
+	case max.players > 0 && g.vhosts[vhostName] >= max.players:
+		return &Refusal{Code: Limit, Text: "This vhost has as many players as it may (play.max_players)."}
+	case max.playersOfStream > 0 && g.streams[l.stream] >= max.playersOfStream:
+		return &Refusal{Code: Limit, Text: "This stream has as many players as it may (play.max_players_per_stream)."}
+	}
 	return nil
 }
 

@@ -2,6 +2,7 @@ package session
 
 import (
 	"net"
+	"net/netip"
 	"sync"
 
 	"weir/internal/httpserver"
@@ -27,6 +28,9 @@ func (o *OpenDoor) Retire() {
 
 // SetLimits makes other limits count for connections to come.
 func (o *OpenDoor) SetLimits(c limit.Config) { o.gate.SetLimits(c) }
+
+// HasPlace reports whether one more connection from an address is within the limits.
+func (o *OpenDoor) HasPlace(remote netip.Addr) bool { return o.gate.HasPlace(remote) }
 
 // Connections returns how many connections are open, with or without a session.
 func (o *OpenDoor) Connections() int { return o.gate.Open() }

@@ -13,9 +13,11 @@ import (
 	"unique"
 
 	"github.com/VictoriaMetrics/metrics"
+	"github.com/valyala/fasthttp"
 
 	"weir/internal/admin"
 	"weir/internal/fanout"
+	"weir/internal/httpserver"
 	"weir/internal/load"
 	"weir/internal/rtmp"
 	"weir/internal/vhost"
@@ -31,6 +33,11 @@ type Options struct {
 	// *Redirect or *Refusal turns it away. It is not asked about other workers of
 	// the node.
 	Admit func(ctx context.Context, n Newcomer) error
+	// Pass, if not nil, is asked about each player over plain HTTP that was admitted and
+	// is no node. It returns what gives its connection, and all that was read from that
+	// from the request on, to another process of the node, where Door.Adoptions gets
+	// them; nil if the player is served here.
+	Pass func(ctx context.Context, k vhost.Key, remote netip.AddrPort) func(conn *net.TCPConn, read []byte) error
 	// NodesStay says that players that are nodes are not moved, but go with their
 	// streams.
 	NodesStay bool
@@ -115,6 +122,24 @@ func (s *Server) admitted(ctx context.Context, n Newcomer) error {
 	}
 	n.OverQuota = n.Kind != KindPublish && n.Peer.Node == "" && s.ledger.overQuota(n.Target.Vhost)
 	return s.opt.Admit(ctx, n)
+}
+
+// passed leaves an admitted player to another process, if Pass knows one for it.
+func (s *Server) passed(ctx context.Context, srv *httpserver.Server, r *fasthttp.RequestCtx, k vhost.Key, p Peer) bool {
+	if s.opt.Pass == nil || p.Node != "" || !srv.CanPass(r) {
+		return false
+	}
+	pass := s.opt.Pass(ctx, k, remoteOf(r.RemoteAddr()))
+	if pass != nil {
+		srv.Pass(r, pass)
+	}
+	return pass != nil
+}
+
+// HasRoom reports whether another player of a stream is within all limits and quotas.
+func (s *Server) HasRoom(k vhost.Key) bool {
+	v, err := s.opt.Vhosts.Find(k.Vhost)
+	return err == nil && s.ledger.fits(&live{kind: KindPlay, stream: k.String()}, v.Name, s.bounds(v)) == nil && !s.ledger.overQuota(v)
 }
 
 // SetMaxSessions makes another play.max_sessions count for those who come.

@@ -1,0 +1,106 @@
+package edge
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"time"
+
+	"weir/internal/httpserver"
+	"weir/internal/session"
+	"weir/internal/vhost"
+	"weir/internal/worker"
+)
+
+// A stream with few players lives in one worker: that which pulls it. The others pass it
+// the connections of those who ask them for it, where they would attach to it for a
+// stream of many: a log, a pull over the unix socket and its sends cost about as much as
+// seven players (of 1 Mbit/s), and all the memory of the stream once more.
+
+// fewPlayers is how many players a stream has for others to be passed to its worker. That
+// many do not weigh on a core; those beyond are everybody's.
+const fewPlayers = 32
+
+// workerOfferPath is where a worker is offered the connection of a player. The parameters
+// are key (vhost/app/name) and remote (the player's address). After its yes (202) the
+// connection comes over the same socket (worker.PassConn).
+const workerOfferPath = "/_weir/offer"
+
+// Pass asks the worker that is to pull a stream to take a player, which this one has let
+// in, and returns what gives it the player's connection; nil if the player is this
+// worker's: the stream is here, or there are many players of it, or the other worker has
+// no room or does not answer. It implements session.Options.Pass.
+func (e *Edge) Pass(ctx context.Context, k vhost.Key, remote netip.AddrPort) func(conn *net.TCPConn, read []byte) error {
+	key := k.String()
+	first := e.siblings.order(key)[0]
+	if first == e.siblings.index {
+		return nil
+	}
+	e.mu.Lock()
+	here := e.relays[key] != nil || e.stopped
+	e.mu.Unlock()
+	if here {
+		return nil
+	}
+	yes := e.siblings.ask(ctx, first, workerOfferPath, url.Values{"key": {key}, "remote": {remote.Addr().String()}})
+	if yes == nil {
+		return nil
+	}
+	to := yes.(*net.UnixConn) // as all sockets between workers
+	return func(conn *net.TCPConn, read []byte) error {
+		defer to.Close()
+		if err := to.SetDeadline(time.Now().Add(aliveWithin)); err != nil {
+			return err
+		}
+		return worker.PassConn(to, conn, read)
+	}
+}
+
+// wantsPlayer reports whether a stream has few players, and there is nothing against its
+// having one more here.
+func (e *Edge) wantsPlayer(key string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	r := e.relays[key]
+	return !e.stopped && (r == nil || r.players < fewPlayers)
+}
+
+// passHandler takes the players that other workers offer.
+type passHandler struct {
+	edge      *Edge
+	door      *session.Server
+	open      *session.OpenDoor
+	adoptions *httpserver.Adoptions
+}
+
+// ServeHTTP answers an offer, and takes the connection.
+func (h *passHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	k, err := vhost.ParseKey(r.FormValue("key"))
+	remote, _ := netip.ParseAddr(r.FormValue("remote"))
+	if err != nil || !h.open.HasPlace(remote) || !h.door.HasRoom(k) ||
+		!h.edge.wantsPlayer(k.String()) || !h.edge.siblings.pulse.steady(time.Now()) {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return
+	}
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return // the other worker is gone
+	}
+	defer conn.Close()
+	from, ok := conn.(*net.UnixConn)
+	if !ok || from.SetDeadline(time.Now().Add(aliveWithin)) != nil {
+		return
+	}
+	if _, err := io.WriteString(from, "HTTP/1.1 202 Accepted\r\n\r\n"); err != nil {
+		return
+	}
+	c, read, err := worker.ReceiveConn(from)
+	if err != nil {
+		h.edge.log.Debug("a player that was offered did not come", "stream", k.String(), "err", err)
+		return
+	}
+	h.adoptions.Adopt(c, read)
+}

@@ -1,0 +1,174 @@
+package edge
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"testing"
+
+	"weir/internal/flv"
+	"weir/internal/session"
+	"weir/internal/vhost"
+)
+
+// webViewer is a player over HTTP-FLV.
+type webViewer struct {
+	t      *testing.T
+	status int
+	tags   *flv.Reader
+	leave  func()
+}
+
+// browse asks a worker for a stream over HTTP-FLV.
+func browse(t *testing.T, p *point, name string, header ...string) *webViewer {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), deadline)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.http+"/live/"+name+".flv", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	transport := &http.Transport{DisableKeepAlives: true}
+	resp, err := transport.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := &webViewer{t: t, status: resp.StatusCode, tags: flv.NewReader(resp.Body, 0)}
+	v.leave = func() { resp.Body.Close(); cancel() }
+	t.Cleanup(v.leave)
+	return v
+}
+
+// until reads up to frame n.
+func (v *webViewer) until(n int) {
+	v.t.Helper()
+	for {
+		tag, err := v.tags.ReadTag()
+		if err != nil {
+			v.t.Fatalf("before frame %d: %v", n, err)
+		}
+		if number(tag) == n {
+			return
+		}
+	}
+}
+
+// Players of a stream that has few are all at the worker that pulls it, wherever they
+// came: one pull and one log are the node's. Those beyond are where they came.
+func TestFewPlayersAreAtOneWorker(t *testing.T) {
+	a := newUpstream(t, "a")
+	p := a.air(demo)
+	p.send(t, 0, 7)
+	n := startTeam(t, "edge", 2, quick().upstreams(a.rtmp), nil)
+	order := n.workers[0].edge.siblings.order(demo)
+	first, second := n.workers[order[0]], n.workers[order[1]]
+
+	var all []*webViewer
+	for i := range fewPlayers {
+		v := browse(t, []*point{second.point, first.point}[i%2], "demo")
+		v.until(6)
+		all = append(all, v)
+	}
+	if got := first.sessions("play"); got != fewPlayers || second.sessions("play") != 0 || n.pulling() != 1 {
+		t.Fatalf("%d players at the worker that pulls, %d at the other, %d pulls", got, second.sessions("play"), n.pulling())
+	}
+	if got := second.opened.Connections(); got != 0 {
+		t.Errorf("%d connections are left at the other worker", got)
+	}
+
+	more := browse(t, second.point, "demo")
+	more.until(6)
+	if got := second.sessions("play"); got != 1 || n.pulling() != 2 {
+		t.Errorf("%d of many players at the other worker, %d pulls", got, n.pulling())
+	}
+	all[0].leave()
+	first.awaitSessions(t, "play", fewPlayers) // with the other worker's pull
+	still := browse(t, second.point, "demo")   // where the stream is, too
+	still.until(6)
+	second.awaitSessions(t, "play", 2)
+
+	p.send(t, 7, 9)
+	for _, v := range append(all[1:], more, still) {
+		v.until(8)
+	}
+}
+
+// A worker that was asked for a stream that it cannot give away serves it itself.
+func TestPlayerIsNotPassed(t *testing.T) {
+	f := func(name string, configure func(*Config), prepare func(n *team, first *member), header ...string) {
+		t.Run(name, func(t *testing.T) {
+			a := newUpstream(t, "a")
+			a.air(demo).send(t, 0, 7)
+			cfg := quick().upstreams(a.rtmp)
+			configure(&cfg)
+			n := startTeam(t, "edge", 2, cfg, nil)
+			order := n.workers[0].edge.siblings.order(demo)
+			prepare(n, n.workers[order[0]])
+			v := browse(t, n.workers[order[1]].point, "demo", header...)
+			if v.status != http.StatusOK {
+				t.Fatalf("status %d", v.status)
+			}
+			v.until(6)
+			n.workers[order[1]].awaitSessions(t, "play", 1)
+		})
+	}
+	none, nothing := func(*Config) {}, func(*team, *member) {}
+	f("a node", none, nothing, session.HeaderNode, "edge-2")
+	f("the worker is dead", none, func(_ *team, first *member) { first.kill() })
+	f("the worker has just hung", none, func(_ *team, first *member) { first.edge.siblings.pulse.hang() })
+	f("the worker has as many sessions as it may", func(c *Config) { c.Play.MaxSessions = 1 }, func(n *team, first *member) {
+		browse(n.t, first.point, "demo").until(6)
+	})
+	f("the worker has as many players of the stream as it may", func(c *Config) {
+		*c = c.vhost(func(v *vhost.Config) { v.Play.MaxPlayersPerStream = 1 })
+	}, func(n *team, first *member) {
+		browse(n.t, first.point, "demo").until(6)
+	})
+	f("the worker has as many connections as it may", none, func(n *team, first *member) {
+		limits := Default().Limits
+		limits.MaxConnections = 1
+		first.opened.SetLimits(limits)
+		browse(n.t, first.point, "demo").until(6)
+	})
+}
+
+// A player who is not let in where it comes is not passed; one who is passed is not asked
+// again.
+func TestPassedPlayerIsAdmittedOnce(t *testing.T) {
+	a := newUpstream(t, "a")
+	a.air(demo).send(t, 0, 7)
+	n := startTeam(t, "edge", 2, quick().upstreams(a.rtmp), nil)
+	order := n.workers[0].edge.siblings.order(demo)
+	first, second := n.workers[order[0]], n.workers[order[1]]
+	first.admit.Store(&verdict{err: &session.Refusal{Code: session.Denied, Text: "Nobody comes in here."}})
+	browse(t, second.point, "demo").until(6)
+	first.awaitSessions(t, "play", 1)
+
+	second.admit.Store(first.admit.Load())
+	v := browse(t, second.point, "demo")
+	if v.status != http.StatusForbidden {
+		t.Errorf("status %d", v.status)
+	}
+	if got := first.sessions("play"); got != 1 {
+		t.Errorf("%d players", got)
+	}
+}
+
+// The worker that is offered a player answers what no player is meant by.
+func TestOffersOfNothing(t *testing.T) {
+	n := startTeam(t, "edge", 2, quick().upstreams("127.0.0.1:1"), nil)
+	c, err := n.dial(context.Background(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	fmt.Fprintf(c, "GET %s?key=nonsense HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n", workerOfferPath)
+	within(t, "answer", func() {
+		if got, err := io.ReadAll(c); err != nil || len(got) < 12 || string(got[9:12]) != "503" {
+			t.Errorf("answered %q, %v", got, err)
+		}
+	})
+}
