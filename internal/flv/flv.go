@@ -44,6 +44,7 @@ type Reader struct {
 	maxBody int
 	started bool
 	header  [media.TagHeaderSize]byte
+	slab    media.Slab
 }
 
 // NewReader returns a Reader that refuses tag bodies of more than maxBody
@@ -109,7 +110,7 @@ const trusted = 256 << 10
 
 func (r *Reader) readBody(size int) (media.Tag, error) {
 	whole := media.TagOverhead + size
-	t := make(media.Tag, min(whole, trusted))
+	t := media.Tag(r.slab.Make(min(whole, trusted)))
 	for at := media.TagHeaderSize; ; {
 		n, err := io.ReadFull(r.r, t[at:])
 		if err != nil {

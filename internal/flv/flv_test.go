@@ -255,8 +255,8 @@ func TestMemoryGrowsWithWhatArrives(t *testing.T) {
 	f(1<<20, 8<<20) // all the steps of doubling together
 }
 
-func TestOneAllocationPerTag(t *testing.T) {
-	body := tag(media.Video, 0, string(make([]byte, 4000)))
+func TestOneAllocationPerLargeTag(t *testing.T) {
+	body := tag(media.Video, 0, string(make([]byte, 5000)))
 	in := file()
 	const n = 200
 	for range n + 50 {

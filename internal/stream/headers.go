@@ -60,7 +60,7 @@ func (h *Headers) with(info media.Info, tag media.Tag) *Headers {
 	}
 	list := make([]header, 0, len(h.list)+1)
 	added, size := false, cap(tag)
-	n := header{info.Kind, info.Slot, tag}
+	n := header{info.Kind, info.Slot, slices.Clone(tag)} // it outlives what the tag's memory is shared with
 	for _, o := range h.list {
 		if o.kind == n.kind && o.slot == n.slot {
 			continue

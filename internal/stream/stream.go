@@ -51,6 +51,7 @@ type Entry struct {
 	Headers *Headers
 
 	joinable bool
+	time     uint32 // of Tag, which has left the processor's caches when it is dropped
 }
 
 // entryCost is the memory of one place in the ring.
@@ -164,8 +165,8 @@ func (p *Publisher) Append(t media.Tag) error {
 // append adds what belongs into the log. s.mu is held.
 func (p *Publisher) append(info media.Info, t media.Tag) {
 	s := p.s
-	t.SetTime(s.timeline.place(info, t.Time()))
-	e := Entry{Tag: t, Info: info}
+	e := Entry{Tag: t, Info: info, time: s.timeline.place(info, t.Time())}
+	t.SetTime(e.time)
 	switch {
 	case info.Flags&media.Malformed != 0: // starts nothing and proves nothing
 	case info.IsHeader():
@@ -250,7 +251,7 @@ func (s *Stream) push(e Entry) {
 
 // outdated reports whether e is older than MaxTime. s.mu is held.
 func (s *Stream) outdated(e *Entry) bool {
-	age := int64(int32(s.timeline.last - e.Tag.Time()))
+	age := int64(int32(s.timeline.last - e.time))
 	// A header that came before the first frame can have any time.
 	return age > s.limits.MaxTime.Milliseconds() || age < -maxBack
 }
@@ -358,7 +359,7 @@ func (s *Stream) Stats() Stats {
 	st.LogBytes = s.cost
 	st.Publishing = s.publisher != nil
 	if s.next > s.head {
-		oldest := s.ring[s.head&uint64(len(s.ring)-1)].Tag.Time()
+		oldest := s.ring[s.head&uint64(len(s.ring)-1)].time
 		st.LogTime = max(0, time.Duration(int32(s.timeline.last-oldest))*time.Millisecond)
 		st.LastTime = s.timeline.last
 	}

@@ -37,6 +37,7 @@ type Reader struct {
 
 	lent    []byte // payload of the message returned last, if it was not a tag
 	scratch []byte // empty buffer for the next command
+	slab    media.Slab
 
 	// leavesOut is the peer's habit, learned from its first type-3 chunk that
 	// tells: no extended timestamp there.
@@ -323,9 +324,12 @@ func (r *Reader) open(cs *chunkStream) error {
 	if err := r.hold(cs, size); err != nil {
 		return err
 	}
-	if !isTag(cs.typ) && cap(r.scratch) >= size {
+	switch {
+	case isTag(cs.typ):
+		cs.body = r.slab.Make(size)
+	case cap(r.scratch) >= size:
 		cs.body, r.scratch = r.scratch[:size], nil
-	} else {
+	default:
 		cs.body = make([]byte, size)
 	}
 	cs.open, cs.got = true, 0
