@@ -86,7 +86,7 @@ func TestFlushAllocatesNothing(t *testing.T) {
 
 func BenchmarkFlush(b *testing.B) {
 	for _, format := range formats {
-		for _, players := range []int{1, 100, 1000} {
+		for _, players := range []int{1, 100, 1000, 10000} {
 			b.Run(fmt.Sprintf("%s/%d", format.name, players), func(b *testing.B) {
 				w := newBench(b, format.f, players)
 				b.ReportAllocs()

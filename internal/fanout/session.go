@@ -10,26 +10,28 @@ import (
 	"weir/internal/stream"
 )
 
-// Session is one player while it plays.
+// Session is one player while it plays. What a send touches comes first, in one line of
+// the cache: of thousands of players' none is still there when its turn comes.
 type Session struct {
-	// Static after Add.
-	e     *Engine
-	p     Player
-	raw   syscall.RawConn // the socket; below TLS, to be looked at only; nil if that is not known
-	shard *shard          // nil if the connection cannot be written to directly
-	fd    int32           // the engine's own descriptor, -1 if it has none: its owner alone closes it
+	bytes atomic.Uint64
+	raw   syscall.RawConn // the socket; below TLS, to be looked at only; nil if that is not known; static after Add
+	fd    int32           // the engine's own descriptor, -1 if it has none: its owner alone closes it; static after Add
 
 	// Owned by whoever has the session: its shard, or its chaser.
-	unsent   int32 // TCP_NOTSENT_LOWAT of the socket
 	at       int32 // index among the group's players, -1 outside of it
+	unsent   int32 // TCP_NOTSENT_LOWAT of the socket
 	started  bool  // the player has got the beginning of its format
 	group    *group
+	skipBase uint64         // tags lost before cursor
 	cursor   *stream.Cursor // where a chaser goes on
 	rest     []byte         // to be written before that; may begin in the middle of a tag
 	restIn   *shared        // what rest is a part of, nil if it is the session's alone
-	skipBase uint64         // tags lost before cursor
 
-	bytes   atomic.Uint64
+	// Static after Add.
+	e     *Engine
+	p     Player
+	shard *shard // nil if the connection cannot be written to directly
+
 	skipped atomic.Uint64
 	watched atomic.Uint64 // id at the reader, 0 for none
 	heard   atomic.Uint32 // bytes, up to the largest number
