@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
+
+	"weir/internal/quiet"
 )
 
 // Client is the directory behind one or more discovery servers, over API v1. It
@@ -66,8 +68,16 @@ func NewClient(cfg Config, set *metrics.Set) *Client {
 // newTransport returns a transport that goes straight to its host: the cluster's
 // own traffic has no business with a proxy of the environment.
 func newTransport() *http.Transport {
+	dialer := &net.Dialer{Timeout: 5 * time.Second, KeepAlive: 15 * time.Second}
 	return &http.Transport{
-		DialContext:            (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
+		// A watch is told something each second at least, in every process of an edge.
+		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			c, err := dialer.DialContext(ctx, network, addr)
+			if err != nil {
+				return nil, err
+			}
+			return quiet.New(c), nil
+		},
 		MaxIdleConnsPerHost:    8,
 		IdleConnTimeout:        50 * time.Second, // below the server's minute
 		MaxResponseHeaderBytes: 16 << 10,

@@ -5,10 +5,13 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"weir/internal/quiet"
 )
 
 // beatConn is the connection of a pull that reads only as often as the node's players
@@ -19,7 +22,8 @@ import (
 // All pulls of a machine read at the same moments, the multiples of the beat by the
 // clock, and the fan-out sends shortly after (see fanout.Engine.Beat).
 type beatConn struct {
-	*quietConn
+	*quiet.Conn
+	raw  syscall.RawConn // of the socket; nil if there is none
 	beat func() time.Duration
 
 	following atomic.Bool // the stream flows; until then each read is at once
@@ -48,8 +52,9 @@ const (
 )
 
 func newBeatConn(c net.Conn, beat func() time.Duration) *beatConn {
-	b := &beatConn{quietConn: newQuietConn(c), beat: beat, parts: 1, gone: make(chan struct{})}
-	b.dry = func(fd uintptr) {
+	b := &beatConn{Conn: quiet.New(c), beat: beat, parts: 1, gone: make(chan struct{})}
+	b.raw, _ = b.SyscallConn()
+	b.Dry = func(fd uintptr) {
 		if b.asleep {
 			b.asleep = false
 			wakeAt(fd, 1)
@@ -80,7 +85,7 @@ func (c *beatConn) Read(p []byte) (int, error) {
 	if c.drained && c.following.Load() {
 		c.wait()
 	}
-	n, err := c.quietConn.Read(p)
+	n, err := c.Conn.Read(p)
 	c.got += n
 	c.drained = n < len(p)
 	return n, err

@@ -2,6 +2,7 @@ package edge
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -136,5 +137,66 @@ func TestBeatLosesNothing(t *testing.T) {
 		if n := asked.Load(); n < 20 {
 			t.Errorf("%s: the beat was asked for %d times", protocol, n)
 		}
+	}
+}
+
+// socketPair returns both ends of a connection.
+func socketPair(t *testing.T) (near, far net.Conn) {
+	t.Helper()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if near, err = new(net.Dialer).DialContext(t.Context(), "tcp", l.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if far, err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { near.Close(); far.Close() })
+	return near, far
+}
+
+// Between two beats the kernel does not tell of what comes; when nothing has come until
+// then, it does at once, and of the end.
+func TestBeatWakesForATrickle(t *testing.T) {
+	near, far := socketPair(t)
+	c := newBeatConn(near, func() time.Duration { return leastBeat })
+	c.follow()
+	ctx, stop := context.WithTimeout(t.Context(), 20*time.Second)
+	defer stop()
+	defer context.AfterFunc(ctx, func() { far.Close() })()
+	b := make([]byte, 10)
+	for i := range 5 {
+		read := make(chan error)
+		go func() {
+			_, err := c.Read(b)
+			read <- err
+		}()
+		select { // the beat passes, and the read waits for data
+		case err := <-read:
+			t.Fatalf("read %d: %v without data", i, err)
+		case <-time.After(3 * leastBeat):
+		}
+		if _, err := far.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-read; err != nil {
+			t.Fatalf("read %d: %v", i, err)
+		}
+		if c.asleep {
+			t.Fatalf("read %d: waits for data asleep", i)
+		}
+	}
+	if _, err := far.Write([]byte("y")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Read(b); err != nil || !c.asleep {
+		t.Errorf("what has come until the beat: %v, asleep %v", err, c.asleep)
+	}
+	far.Close()
+	if _, err := c.Read(b); err != io.EOF {
+		t.Errorf("at the end: %v", err)
 	}
 }

@@ -87,13 +87,7 @@ func (s *siblings) pull(ctx context.Context, t vhost.Target, via string) (pulled
 			continue
 		}
 		q := url.Values{"key": {t.Key.String()}, "query": {t.Query}}
-		src, h, err := requestFLV(ctx, func(ctx context.Context) (net.Conn, error) {
-			c, err := s.dial(ctx, i)
-			if err != nil {
-				return nil, err
-			}
-			return newQuietConn(c), nil
-		}, flvRequest{
+		src, h, err := requestFLV(ctx, func(ctx context.Context) (net.Conn, error) { return s.dial(ctx, i) }, flvRequest{
 			url:     "http://worker" + session.WorkerFLVPath + "?" + q.Encode(),
 			node:    s.edge.node,
 			via:     via,

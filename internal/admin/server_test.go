@@ -250,7 +250,11 @@ func TestLoadsOfWorkers(t *testing.T) {
 		w.info.State = "ready"
 	}
 	o := supervise(speaks, dumb, early, dead(3))
-	ask := WorkerLoads(o.Workers, o.DialWorker)
+	var dials atomic.Int32
+	ask := WorkerLoads(o.Workers, func(ctx context.Context, index int) (net.Conn, error) {
+		dials.Add(1)
+		return o.DialWorker(ctx, index)
+	})
 	want := func(reports []load.Report, numbers ...int) {
 		t.Helper()
 		var got []int
@@ -268,6 +272,13 @@ func TestLoadsOfWorkers(t *testing.T) {
 	if s := heard.Load(); s == nil || !s.Soft || s.Hard {
 		t.Errorf("the workers heard %+v", s)
 	}
+	want(ask(t.Context(), load.Status{}), 0, 1)
+	if s := heard.Load(); s.Soft {
+		t.Errorf("the workers heard %+v", s)
+	}
+	if n := dials.Load(); n != 3 {
+		t.Errorf("%d connections for two questions to three workers", n)
+	}
 	hangs.Store(true)
 	reports := ask(t.Context(), load.Status{Soft: true})
 	want(reports, 0, 1)
@@ -283,6 +294,59 @@ func TestLoadsOfWorkers(t *testing.T) {
 	if r := ask(t.Context(), load.Status{Soft: true}); r[1].Lateness != 0 {
 		t.Errorf("a new worker is late by %v", r[1].Lateness)
 	}
+	made := dials.Load()
+	speaks.info.PID++ // another process of that number: the connection to the one before is of no use
+	want(ask(t.Context(), load.Status{}), 0, 1)
+	if n := dials.Load() - made; n != 1 {
+		t.Errorf("%d connections to a new worker", n)
+	}
+}
+
+// A worker that ends the connection behind an answer is asked over another one, and
+// connections end with their context.
+func TestLineToWorker(t *testing.T) {
+	said := load.Report{CPU: 0.25}
+	var open atomic.Int32
+	var closes atomic.Bool
+	w := worker(t, 0, "", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if closes.Load() {
+			w.Header().Set("Connection", "close")
+		}
+		WorkerHandler(Source{Load: func(load.Status) (load.Report, bool) { return said, true }}).ServeHTTP(w, r)
+	}))
+	o := supervise(w)
+	ended := make(chan struct{}, 10)
+	ask := WorkerLoads(o.Workers, func(ctx context.Context, index int) (net.Conn, error) {
+		c, err := o.DialWorker(ctx, index)
+		open.Add(1)
+		return &watchedConn{Conn: c, closed: func() { open.Add(-1); ended <- struct{}{} }}, err
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	for i := range 4 {
+		closes.Store(i == 1 || i == 2)
+		if r := ask(ctx, load.Status{}); len(r) != 1 || r[0].Lateness != 0 || r[0].CPU != said.CPU {
+			t.Fatalf("question %d: %+v", i, r)
+		}
+	}
+	if n := open.Load(); n != 1 {
+		t.Errorf("%d connections are open", n)
+	}
+	cancel()
+	for range 3 {
+		<-ended
+	}
+}
+
+// watchedConn tells of its being closed, once.
+type watchedConn struct {
+	net.Conn
+	closed func()
+	once   sync.Once
+}
+
+func (c *watchedConn) Close() error {
+	c.once.Do(c.closed)
+	return c.Conn.Close()
 }
 
 func TestLoadOfNode(t *testing.T) {

@@ -32,10 +32,10 @@ var allowed = map[string]string{
 	// Roles. They are where the parts meet, so their lines are long; what
 	// matters is what they leave out: each other.
 	"edge": "configs discovery hls internal/admin internal/admission internal/drain internal/flv internal/httpserver internal/limit internal/load" +
-		" internal/media internal/node internal/reload internal/rtmp internal/session internal/stream internal/units internal/upgrade internal/vhost internal/worker",
+		" internal/media internal/node internal/quiet internal/reload internal/rtmp internal/session internal/stream internal/units internal/upgrade internal/vhost internal/worker",
 	"origin": "configs discovery hls internal/admin internal/admission internal/drain internal/flv internal/httpserver internal/limit internal/load" +
 		" internal/media internal/node internal/reload internal/rtmp internal/session internal/stream internal/units internal/upgrade internal/vhost",
-	"discovery": "configs discovery/schedule internal/repeat internal/units",
+	"discovery": "configs discovery/schedule internal/quiet internal/repeat internal/units",
 	// Decisions alone: nodes come in, a choice goes out.
 	"discovery/schedule": "internal/units",
 	// Decides about machines; what it needs of the directory is behind an interface of its own.
@@ -75,17 +75,18 @@ var allowed = map[string]string{
 	"internal/secure/securetest": "",
 	"internal/limit":             "",
 	"internal/vhost":             "configs hls", // a tenant is configured as a whole
-	"internal/worker":            "",
+	"internal/worker":            "internal/quiet",
 	// Of discovery it knows what an operator can do to a stream of the cluster.
 	"internal/admin":     "configs discovery internal/drain internal/load internal/node internal/reload internal/upgrade",
 	"internal/reload":    "", // gets what it applies as functions
 	"internal/upgrade":   "", // gets what it does as a function
 	"internal/drain":     "", // paces what it knows only by interfaces
-	"internal/load":      "internal/units",
+	"internal/load":      "internal/quiet internal/units",
 	"internal/admission": "discovery internal/load internal/session internal/ticket",
 	"internal/ticket":    "",
 	"internal/node":      "",
 	"internal/units":     "",
+	"internal/quiet":     "",
 	"internal/repeat":    "",
 
 	// The load tool meets servers only over the network.

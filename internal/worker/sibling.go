@@ -8,6 +8,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"weir/internal/quiet"
 )
 
 // siblingName is the abstract unix address (unix(7)) of a process. No file
@@ -19,7 +21,7 @@ func siblingName(token string, index int) *net.UnixAddr {
 
 // ListenSibling listens on the address of process index of the group that has
 // the token. The listener hands out connections of processes of the same user
-// only; others are closed with one line in the log.
+// only, which are quiet; others are closed with one line in the log.
 func ListenSibling(token string, index int, log *slog.Logger) (net.Listener, error) {
 	l, err := net.ListenUnix("unix", siblingName(token, index))
 	if err != nil {
@@ -28,7 +30,7 @@ func ListenSibling(token string, index int, log *slog.Logger) (net.Listener, err
 	return &sameUserListener{l, os.Geteuid(), log}, nil
 }
 
-// DialSibling connects to process index of the group that has the token. A
+// DialSibling connects quietly to process index of the group that has the token. A
 // process that is dead or does not listen yet is an error at once
 // (ECONNREFUSED), as is one of another user that has taken the address.
 func DialSibling(ctx context.Context, token string, index int) (net.Conn, error) {
@@ -46,7 +48,7 @@ func DialSibling(ctx context.Context, token string, index int) (net.Conn, error)
 		}
 		return nil, fmt.Errorf("dial process %d: %w", index, err)
 	}
-	return c, nil
+	return quiet.New(c), nil
 }
 
 type sameUserListener struct {
@@ -64,7 +66,7 @@ func (l *sameUserListener) Accept() (net.Conn, error) {
 		}
 		uid, err := peerUID(c)
 		if err == nil && uid == l.uid {
-			return c, nil
+			return quiet.New(c), nil
 		}
 		c.Close()
 		l.log.Warn("dropped a connection of another user at the siblings' socket", "uid", uid, "error", err)
