@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,21 +14,26 @@ import (
 
 	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
+
+	"weir/internal/quiet"
 )
 
 // Reader reads the kernel's files for one process. Not safe for concurrent use.
 type Reader struct {
 	// Static.
 	root       string // "/" but in tests
-	fs         procfs.FS
 	proc       procfs.Proc
+	files      files
+	kernel     bool     // the files are the kernel's own
 	interfaces []string // patterns; empty: hardware
 	disk       string   // path; empty: none
 	groups     groups
 
 	settled settled // what hardly ever changes
+	text    []byte  // buffer of peek
 
 	statfs func(path string, s *unix.Statfs_t) error // unix.Statfs but in tests
+	clock  func(pid int) (time.Duration, error)      // quiet.CPUTime but in tests
 }
 
 // settled is what was read of things that hardly ever change, to be read again after
@@ -62,14 +68,17 @@ func (r *Reader) settle() {
 // the process pid and what cfg names. It fails where there is no /proc or no such
 // process.
 func NewReader(root string, pid int, cfg Config) (*Reader, error) {
-	r := &Reader{root: root, interfaces: cfg.Network.Interfaces, disk: cfg.Disk.Path, statfs: unix.Statfs}
-	var err error
-	if r.fs, err = procfs.NewFS(filepath.Join(root, "proc")); err != nil {
+	r := &Reader{root: root, interfaces: cfg.Network.Interfaces, disk: cfg.Disk.Path, statfs: unix.Statfs, clock: quiet.CPUTime}
+	fs, err := procfs.NewFS(filepath.Join(root, "proc"))
+	if err != nil {
 		return nil, fmt.Errorf("measure load: %w", err)
 	}
-	if r.proc, err = r.fs.Proc(pid); err != nil {
+	if r.proc, err = fs.Proc(pid); err != nil {
 		return nil, fmt.Errorf("measure load: %w", err)
 	}
+	r.files = findFiles(root, pid)
+	var s unix.Statfs_t
+	r.kernel = unix.Statfs(filepath.Join(root, "proc"), &s) == nil && s.Type == unix.PROC_SUPER_MAGIC
 	// A process is not moved between groups as a rule, and what cannot be read of
 	// them is no limit that could be found out.
 	r.groups = findGroups(r.proc, root)
@@ -86,10 +95,9 @@ func (r *Reader) Machine() (Machine, error) {
 	if err != nil {
 		errs = append(errs, fmt.Errorf("read processors: %w", err))
 	}
-	stat, err := r.fs.Stat()
+	stat, err := r.peek(r.files.stat)
 	if err == nil {
-		m.Busy, m.Idle, m.CPUs = processors(stat.CPU, allowed)
-		if m.CPUs == 0 {
+		if m.Busy, m.Idle, m.CPUs, err = processors(stat, allowed); err == nil && m.CPUs == 0 {
 			err = errors.New("no processor that the node may run on is in it")
 		}
 	}
@@ -137,24 +145,56 @@ type Usage struct {
 func (r *Reader) Process() (Usage, error) {
 	r.settle()
 	var u Usage
-	stat, err := r.proc.Stat()
-	if err != nil {
+	var err error
+	if u.CPU, err = r.clock(r.proc.PID); err != nil {
 		return u, fmt.Errorf("read processor time: %w", err)
 	}
-	u.CPU = seconds(stat.CPUTime())
 	if r.settled.descriptors == 0 {
-		limits, err := r.proc.Limits()
+		limits, err := r.peek(r.files.limits)
+		if err == nil {
+			r.settled.descriptors, err = openFiles(limits)
+		}
 		if err != nil {
 			return u, fmt.Errorf("read limits: %w", err)
 		}
-		r.settled.descriptors = limits.OpenFiles
 	}
-	open, err := r.proc.FileDescriptorsLen()
+	open, err := r.descriptors()
 	if err != nil {
 		return u, fmt.Errorf("count descriptors: %w", err)
 	}
-	u.Descriptors = Space{Used: uint64(open), Limit: r.settled.descriptors}
+	u.Descriptors = Space{Used: open, Limit: r.settled.descriptors}
 	return u, nil
+}
+
+// descriptors returns how many descriptors the process has open. Since Linux 6.2 the
+// kernel gives it as the size of the directory; before that it is 0, and they are listed.
+func (r *Reader) descriptors() (uint64, error) {
+	if r.kernel {
+		if n, err := quiet.FileSize(r.files.open); n > 0 || err != nil {
+			return n, err
+		}
+	}
+	n, err := r.proc.FileDescriptorsLen()
+	return uint64(n), err
+}
+
+// openFiles reads the soft limit of open files from /proc/PID/limits.
+func openFiles(text []byte) (uint64, error) {
+	for line := range bytes.Lines(text) {
+		rest, ok := bytes.CutPrefix(line, []byte("Max open files"))
+		if !ok {
+			continue
+		}
+		words := bytes.Fields(rest)
+		if len(words) == 0 {
+			break
+		}
+		if string(words[0]) == "unlimited" {
+			return math.MaxUint64, nil
+		}
+		return strconv.ParseUint(string(words[0]), 10, 64)
+	}
+	return 0, errors.New("no limit of open files")
 }
 
 // CPUs returns how many processors the process may use: those that it may run on,
@@ -183,7 +223,29 @@ func (r *Reader) quota() (quota float64, used time.Duration, err error) {
 	return quota, used, err
 }
 
-func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
+// files are the names of the files of /proc that are read all the time.
+type files struct {
+	stat, meminfo                string // of the machine
+	status, limits, open, netDev string // of the process
+}
+
+func findFiles(root string, pid int) files {
+	proc := filepath.Join(root, "proc")
+	own := filepath.Join(proc, strconv.Itoa(pid))
+	return files{
+		stat: filepath.Join(proc, "stat"), meminfo: filepath.Join(proc, "meminfo"),
+		status: filepath.Join(own, "status"), limits: filepath.Join(own, "limits"), open: filepath.Join(own, "fd"),
+		netDev: filepath.Join(own, "net/dev"), // of its own network namespace
+	}
+}
+
+// peek reads one of those files without waking Go's watcher thread (see package
+// quiet): they are at hand. The result is valid until the next call.
+func (r *Reader) peek(name string) ([]byte, error) {
+	var err error
+	r.text, err = quiet.ReadFile(name, r.text, maxFile)
+	return r.text, err
+}
 
 // maxFile bounds what is read of a file, in bytes.
 const maxFile = 1 << 20
@@ -223,7 +285,7 @@ func (r *Reader) allowed() ([]int, error) {
 	if r.settled.allowed != nil {
 		return r.settled.allowed, nil
 	}
-	text, err := readFile(filepath.Join(r.root, "proc", strconv.Itoa(r.proc.PID), "status"))
+	text, err := r.peek(r.files.status)
 	if err != nil {
 		return nil, err
 	}
@@ -259,18 +321,62 @@ func parseCPUList(s string) ([]int, error) {
 	return all, nil
 }
 
-// processors adds up the time of the processors that are allowed; all if there is no
-// list. Time that the hypervisor gave to others was not free: it counts as busy.
-func processors(stat map[int64]procfs.CPUStat, allowed []int) (busy, idle time.Duration, n float64) {
-	for number, c := range stat {
-		if allowed != nil && !slices.Contains(allowed, int(number)) {
+// tick is the unit of times in /proc, fixed by the kernel's ABI (USER_HZ).
+const tick = time.Second / 100
+
+// processors adds up the time of the processors that are allowed, from /proc/stat; all
+// if there is no list. Time that the hypervisor gave to others was not free: it counts
+// as busy.
+func processors(stat []byte, allowed []int) (busy, idle time.Duration, n float64, err error) {
+	for line := range bytes.Lines(stat) {
+		rest, ok := bytes.CutPrefix(line, []byte("cpu"))
+		if !ok {
+			break // those of the processors are the first lines
+		}
+		if bytes.HasPrefix(rest, []byte(" ")) {
+			continue // all together
+		}
+		b, i, number, err := processor(rest)
+		if err != nil {
+			return 0, 0, 0, err
+		}
+		if allowed != nil && !slices.Contains(allowed, number) {
 			continue
 		}
 		n++
-		busy += seconds(c.User + c.Nice + c.System + c.IRQ + c.SoftIRQ + c.Steal)
-		idle += seconds(c.Idle + c.Iowait)
+		busy += b
+		idle += i
 	}
-	return busy, idle, n
+	return busy, idle, n, nil
+}
+
+// processor reads the line of one processor behind its "cpu": the number, then the
+// time for user, nice, system, idle, iowait, irq, softirq and steal. That of guests is
+// in the first two.
+func processor(line []byte) (busy, idle time.Duration, number int, err error) {
+	words := bytes.Fields(line)
+	bad := func() (time.Duration, time.Duration, int, error) {
+		return 0, 0, 0, fmt.Errorf("%.80q is no line of a processor", line)
+	}
+	if len(words) < 9 {
+		return bad()
+	}
+	if number, err = strconv.Atoi(string(words[0])); err != nil {
+		return bad()
+	}
+	for i, word := range words[1:9] {
+		n, err := strconv.ParseUint(string(word), 10, 39)
+		if err != nil {
+			return bad()
+		}
+		switch t := time.Duration(n) * tick; i {
+		case 3, 4: // idle, iowait
+			idle += t
+		default:
+			busy += t
+		}
+	}
+	return busy, idle, number, nil
 }
 
 // memory reads the memory of the machine and of the cgroup's limits.
@@ -281,14 +387,12 @@ func (r *Reader) memory() ([]Space, error) {
 		all, err = r.groups.memory()
 		r.settled.bounded = len(all) > 0 || err != nil
 	}
-	info, merr := r.fs.Meminfo()
-	switch {
-	case merr != nil:
-	case info.MemTotalBytes == nil || info.MemAvailableBytes == nil || *info.MemTotalBytes == 0:
-		merr = errors.New("no MemTotal or MemAvailable")
-	default:
-		total := *info.MemTotalBytes
-		all = append(all, Space{Used: total - min(*info.MemAvailableBytes, total), Limit: total})
+	text, merr := r.peek(r.files.meminfo)
+	if merr == nil {
+		var total, available uint64
+		if total, available, merr = machineMemory(text); merr == nil {
+			all = append(all, Space{Used: total - min(available, total), Limit: total})
+		}
 	}
 	if merr != nil {
 		err = errors.Join(err, fmt.Errorf("read proc/meminfo: %w", merr))
@@ -296,10 +400,39 @@ func (r *Reader) memory() ([]Space, error) {
 	return all, err
 }
 
+// machineMemory reads MemTotal and MemAvailable, in bytes, from /proc/meminfo.
+func machineMemory(text []byte) (total, available uint64, err error) {
+	found := 0
+	for line := range bytes.Lines(text) {
+		name, rest, _ := bytes.Cut(line, []byte(":"))
+		var into *uint64
+		switch string(name) {
+		case "MemTotal":
+			into = &total
+		case "MemAvailable":
+			into = &available
+		default:
+			continue
+		}
+		words := bytes.Fields(rest)
+		if len(words) != 2 || string(words[1]) != "kB" {
+			return 0, 0, fmt.Errorf("%.80q is no line of memory", line)
+		}
+		n, err := strconv.ParseUint(string(words[0]), 10, 53)
+		if err != nil {
+			return 0, 0, fmt.Errorf("%.80q is no line of memory", line)
+		}
+		*into = n << 10
+		if found++; found == 2 && total > 0 {
+			return total, available, nil
+		}
+	}
+	return 0, 0, errors.New("no MemTotal or MemAvailable")
+}
+
 // links reads the counters and speeds of the interfaces that count.
 func (r *Reader) links() ([]Link, error) {
-	// The process's own network namespace.
-	text, err := readFile(filepath.Join(r.root, "proc", strconv.Itoa(r.proc.PID), "net/dev"))
+	text, err := r.peek(r.files.netDev)
 	if err != nil {
 		return nil, err
 	}
@@ -330,7 +463,6 @@ func (r *Reader) links() ([]Link, error) {
 
 // parseDevices reads /proc/net/dev: two lines of headings and then one for each
 // interface, with eight counters of what it received and eight of what it sent.
-// (procfs panics on lines that are too short.)
 func parseDevices(text string) ([]Link, error) {
 	var all []Link
 	number := 0

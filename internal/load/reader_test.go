@@ -23,7 +23,6 @@ var tree = map[string]string{
 	"proc/meminfo": "MemTotal:        1000 kB\nMemFree:          100 kB\nMemAvailable:     400 kB\n",
 	"proc/7/status": "Name:\tweir\nCpus_allowed:\t3\nCpus_allowed_list:\t0-1\n" +
 		"voluntary_ctxt_switches:\t1\n",
-	"proc/7/stat": "7 (we ir) S 1 7 7 0 -1 0 0 0 0 0 150 50 0 0 20 0 5 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 0 0 17 1 0 0 0 0 0 0 0 0 0 0 0 0 0\n",
 	"proc/7/limits": "Limit                     Soft Limit           Hard Limit           Units     \n" +
 		"Max open files            200                  1000                 files     \n",
 	"proc/7/fd/0": "x", "proc/7/fd/1": "x", "proc/7/fd/2": "x", "proc/7/fd/17": "x",
@@ -180,6 +179,12 @@ func TestMachine(t *testing.T) {
 
 func TestProcess(t *testing.T) {
 	r, _, _ := read(t, DefaultConfig(), version2)
+	r.clock = func(pid int) (time.Duration, error) {
+		if pid != 7 {
+			t.Errorf("asked for process %d", pid)
+		}
+		return 2 * time.Second, nil
+	}
 	u, err := r.Process()
 	if err != nil {
 		t.Fatal(err)
@@ -225,10 +230,14 @@ func TestBadFiles(t *testing.T) {
 	}{
 		"stat":             {file: "proc/stat", text: "cpu0 x\n", wants: "proc/stat"},
 		"stat without":     {file: "proc/stat", text: "ctxt 1\n", wants: "no processor"},
+		"stat, short":      {file: "proc/stat", text: "cpu  1 1 1 1 1 1 1 1\ncpu0 1 1 1 1 1 1 1\n", wants: "no line of a processor"},
+		"stat, one word":   {file: "proc/stat", text: "cpu", wants: "no line of a processor"},
+		"stat, negative":   {file: "proc/stat", text: "cpu0 1 1 -1 1 1 1 1 1\n", wants: "no line of a processor"},
 		"allowed":          {file: "proc/7/status", text: "Cpus_allowed_list:\t1-0\n", wants: "no list of processors"},
 		"allowed, huge":    {file: "proc/7/status", text: "Cpus_allowed_list:\t0-18446744073709551615\n", wants: "no list of processors"},
 		"allowed, absent":  {file: "proc/7/status", text: "Name: x\n", wants: "no Cpus_allowed_list"},
 		"meminfo":          {file: "proc/meminfo", text: "MemTotal: many kB\n", wants: "proc/meminfo"},
+		"meminfo, bytes":   {file: "proc/meminfo", text: "MemTotal: 5 B\n", wants: "no line of memory"},
 		"meminfo, no free": {file: "proc/meminfo", text: "MemTotal: 5 kB\n", wants: "MemAvailable"},
 		"meminfo, nothing": {file: "proc/meminfo", text: "MemTotal: 0 kB\nMemAvailable: 0 kB\n", wants: "MemTotal"},
 		"net/dev":          {file: "proc/7/net/dev", text: "a\nb\neth0: 1 2\n", wants: "network interfaces"},
@@ -262,12 +271,14 @@ func TestBadFiles(t *testing.T) {
 		})
 	}
 	for name, c := range map[string]struct{ file, text string }{
-		"stat": {"proc/7/stat", "7 weir S\n"}, "limits": {"proc/7/limits", "a\nMax open files none\n"},
+		"limits": {"proc/7/limits", "a\nMax open files none\n"}, "limits, none": {"proc/7/limits", "a\nMax open files"},
+		"limits, absent": {"proc/7/limits", "a\n"},
 	} {
 		t.Run("process "+name, func(t *testing.T) {
 			r, _, _ := read(t, DefaultConfig(), map[string]string{c.file: c.text})
-			if u, err := r.Process(); err == nil {
-				t.Errorf("no error, but %+v", u)
+			r.clock = func(int) (time.Duration, error) { return time.Second, nil }
+			if u, err := r.Process(); err == nil || u.CPU != time.Second {
+				t.Errorf("%+v, %v", u, err)
 			}
 		})
 	}
@@ -310,13 +321,31 @@ func TestThisMachine(t *testing.T) {
 		}
 	}
 	u, err := r.Process()
-	if err != nil || u.Descriptors.Used == 0 || u.Descriptors.Limit == 0 {
+	if err != nil || u.CPU <= 0 || u.Descriptors.Used == 0 || u.Descriptors.Limit == 0 {
 		t.Errorf("read %+v, %v", u, err)
+	}
+	f, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if more, err := r.Process(); err != nil || more.Descriptors.Used != u.Descriptors.Used+1 || more.CPU < u.CPU {
+		t.Errorf("read %+v and with one more descriptor %+v, %v", u, more, err)
+	}
+	// The time is this process's own.
+	for end := u.CPU + 20*time.Millisecond; ; {
+		now, err := r.clock(os.Getpid())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if now >= end { // the loop used it
+			break
+		}
 	}
 }
 
 func FuzzParsers(f *testing.F) {
-	for _, s := range []string{"0-3,8\n", "1-0", "0-65535", "max 100000", tree["proc/7/net/dev"], "150000 100000", "usage_usec 12\n", ",,-", "9223372036854775807 1"} {
+	for _, s := range []string{"0-3,8\n", "1-0", "0-65535", "max 100000", tree["proc/7/net/dev"], tree["proc/stat"], tree["proc/meminfo"], tree["proc/7/limits"], "150000 100000", "usage_usec 12\n", ",,-", "9223372036854775807 1"} {
 		f.Add(s)
 	}
 	dir := f.TempDir()
@@ -342,6 +371,13 @@ func FuzzParsers(f *testing.F) {
 				}
 			}
 		}
+		if busy, idle, n, err := processors([]byte(text), nil); err == nil && (busy < 0 || idle < 0 || n < 0) {
+			t.Errorf("%v processors, busy %v, idle %v", n, busy, idle)
+		}
+		if total, _, err := machineMemory([]byte(text)); err == nil && total == 0 {
+			t.Error("no memory")
+		}
+		_, _ = openFiles([]byte(text))
 		_, _ = number(name)
 		_, _ = field(name, "usage_usec")
 	})
