@@ -19,16 +19,17 @@ import (
 // earlier would wait for them all the same, and each read wakes the process. Between
 // two reads the kernel keeps what comes.
 //
-// All pulls of a machine read at the same moments, the multiples of the beat by the
-// clock, and the fan-out sends shortly after (see fanout.Engine.Beat).
+// All pulls of a machine read at the same moments by the clock, and the fan-out sends
+// shortly after (see fanout.Engine.Beat).
 type beatConn struct {
 	*quiet.Conn
-	raw  syscall.RawConn // of the socket; nil if there is none
-	beat func() time.Duration
+	raw syscall.RawConn // of the socket; nil if there is none
 
-	following atomic.Bool // the stream flows; until then each read is at once
+	following atomic.Pointer[beat] // nil until the stream flows: each read is at once
 
-	// Owned by the reader.
+	timer *time.Timer // of the wait; nil before the first
+
+	// Owned by the reader, as the timer.
 	drained bool // there was nothing more at the last read
 	got     int  // bytes since the last wait
 	parts   int  // of a beat in which to read
@@ -37,6 +38,10 @@ type beatConn struct {
 	once sync.Once
 	gone chan struct{} // closed by Close
 }
+
+// beat returns how often, and when, is read: at multiples of every, plus at, by the clock
+// (Unix time). An every of 0 is at once.
+type beat func() (every, at time.Duration)
 
 const (
 	// A shorter beat is not worth a wait.
@@ -51,8 +56,8 @@ const (
 	asleepBytes = 64 << 10
 )
 
-func newBeatConn(c net.Conn, beat func() time.Duration) *beatConn {
-	b := &beatConn{Conn: quiet.New(c), beat: beat, parts: 1, gone: make(chan struct{})}
+func newBeatConn(c net.Conn) *beatConn {
+	b := &beatConn{Conn: quiet.New(c), parts: 1, gone: make(chan struct{})}
 	b.raw, _ = b.SyscallConn()
 	b.Dry = func(fd uintptr) {
 		if b.asleep {
@@ -71,19 +76,19 @@ func (e *Edge) dialer(made func(*beatConn)) func(ctx context.Context, network, a
 		if err != nil {
 			return nil, err
 		}
-		b := newBeatConn(c, e.beat)
+		b := newBeatConn(c)
 		made(b)
 		return b, nil
 	}
 }
 
-// follow makes the connection read with the beat from now on.
-func (c *beatConn) follow() { c.following.Store(true) }
+// follow makes the connection read with a beat from now on.
+func (c *beatConn) follow(b beat) { c.following.Store(&b) }
 
 // Read implements net.Conn.
 func (c *beatConn) Read(p []byte) (int, error) {
-	if c.drained && c.following.Load() {
-		c.wait()
+	if f := c.following.Load(); f != nil && c.drained {
+		c.wait(*f)
 	}
 	n, err := c.Conn.Read(p)
 	c.got += n
@@ -92,9 +97,9 @@ func (c *beatConn) Read(p []byte) (int, error) {
 }
 
 // wait returns at the next time to read.
-func (c *beatConn) wait() {
-	beat := c.beat()
-	if beat < leastBeat {
+func (c *beatConn) wait(beat beat) {
+	every, at := beat()
+	if every < leastBeat {
 		return
 	}
 	switch {
@@ -105,19 +110,24 @@ func (c *beatConn) wait() {
 	}
 	c.got = 0
 	parts := c.parts
-	for beat/time.Duration(parts) > mostBeat {
+	for every/time.Duration(parts) > mostBeat {
 		parts *= 2
 	}
-	beat /= time.Duration(parts)
+	every /= time.Duration(parts)
 	if !c.asleep && c.raw != nil {
 		c.asleep = true
 		_ = c.raw.Control(func(fd uintptr) { wakeAt(fd, asleepBytes) })
 	}
-	timer := time.NewTimer(beat - time.Duration(time.Now().UnixNano()%int64(beat)))
-	defer timer.Stop()
+	left := every - time.Duration((time.Now().UnixNano()-int64(at))%int64(every))
+	if c.timer == nil {
+		c.timer = time.NewTimer(left)
+	} else {
+		c.timer.Reset(left)
+	}
 	select {
-	case <-timer.C:
+	case <-c.timer.C:
 	case <-c.gone:
+		c.timer.Stop()
 	}
 }
 

@@ -10,13 +10,20 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"weir/internal/session"
 )
 
 // beatPipe is a connection that follows a beat, with what its peer writes.
-func beatPipe(t *testing.T, beat time.Duration) (c *beatConn, peer net.Conn) {
+func beatPipe(t *testing.T) (c *beatConn, peer net.Conn) {
 	near, far := net.Pipe()
 	t.Cleanup(func() { near.Close(); far.Close() })
-	return newBeatConn(near, func() time.Duration { return beat }), far
+	return newBeatConn(near), far
+}
+
+// each is a beat.
+func each(every, at time.Duration) beat {
+	return func() (time.Duration, time.Duration) { return every, at }
 }
 
 // reads returns the times, from the beginning on, at which what is written every 10 ms
@@ -61,23 +68,29 @@ func TestPullsAreReadWithTheBeat(t *testing.T) {
 	for _, c := range []struct {
 		name        string
 		beat, every time.Duration // at which is read
-		size        int           // bytes written every 10 ms
+		at          time.Duration
+		size        int // bytes written every 10 ms
 		follow      bool
 	}{
-		{"not yet", 120 * ms, 10 * ms, 100, false},
-		{"no beat", 0, 10 * ms, 100, true},
-		{"short beat", 30 * ms, 10 * ms, 100, true},
-		{"beat", 120 * ms, 120 * ms, 100, true},
-		{"long beat", 1000 * ms, 250 * ms, 100, true},
-		{"large stream", 120 * ms, 30 * ms, 12 << 10, true},
+		{"not yet", 120 * ms, 10 * ms, 0, 100, false},
+		{"no beat", 0, 10 * ms, 0, 100, true},
+		{"short beat", 30 * ms, 10 * ms, 0, 100, true},
+		{"beat", 120 * ms, 120 * ms, 0, 100, true},
+		{"beat of a turn", 120 * ms, 120 * ms, 60 * ms, 100, true},
+		{"long beat", 1000 * ms, 250 * ms, 0, 100, true},
+		{"large stream", 120 * ms, 30 * ms, 0, 12 << 10, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				conn, peer := beatPipe(t, c.beat)
+				conn, peer := beatPipe(t)
 				if c.follow {
-					conn.follow()
+					conn.follow(each(c.beat, c.at))
 				}
+				begin := time.Now()
 				at := reads(t, conn, peer, c.size, 30)
+				if late := (begin.Add(at[29]).UnixNano() - int64(c.at)) % int64(c.every); late > int64(10*ms) {
+					t.Errorf("read %v behind the beat", time.Duration(late))
+				}
 				for i := 10; i < len(at); i++ {
 					if d := at[i] - at[i-1]; d > c.every+10*ms || d < c.every-10*ms {
 						t.Fatalf("read at %v, %v later than before, want %v", at[i], d, c.every)
@@ -95,8 +108,8 @@ func TestPullsAreReadWithTheBeat(t *testing.T) {
 // Who closes a pull does not wait for its next read.
 func TestPullEndsWhileItWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, peer := beatPipe(t, time.Hour)
-		c.follow()
+		c, peer := beatPipe(t)
+		c.follow(each(time.Hour, 0))
 		go func() { _, _ = peer.Write([]byte("x")) }()
 		if _, err := c.Read(make([]byte, 10)); err != nil {
 			t.Fatal(err)
@@ -127,7 +140,7 @@ func TestBeatLosesNothing(t *testing.T) {
 		cfg.Pull.Protocol = protocol
 		var asked atomic.Int64
 		e := startEdge(t, "edge", cfg, nil)
-		e.edge.beat = func() time.Duration { asked.Add(1); return leastBeat }
+		e.edge.beat = func(bool) (every, at time.Duration) { asked.Add(1); return leastBeat, 0 }
 		v := watchAt(t, e.point, "demo")
 		v.until(6)
 		for i := 7; i < 60; i++ {
@@ -138,6 +151,44 @@ func TestBeatLosesNothing(t *testing.T) {
 			t.Errorf("%s: the beat was asked for %d times", protocol, n)
 		}
 	}
+}
+
+// A pull has the beat of its worker's batches while all its players get those; for
+// others it is read with all batches of the node.
+func TestWhoseBeat(t *testing.T) {
+	a := newUpstream(t, "a")
+	a.air(demo).send(t, 0, 7)
+	e := startEdge(t, "edge", quick().upstreams(a.rtmp), nil)
+	e.edge.beat = func(own bool) (every, at time.Duration) {
+		if own {
+			return time.Hour, time.Minute
+		}
+		return time.Second, 0
+	}
+	key := target(t, e, "demo").Key.String()
+	f := func(what string, want time.Duration) {
+		t.Helper()
+		e.edge.mu.Lock()
+		r := e.edge.relays[key]
+		e.edge.mu.Unlock()
+		if every, _ := r.beat(); every != want {
+			t.Errorf("%s: a beat of %v, want %v", what, every, want)
+		}
+	}
+	browse(t, e.point, "demo").until(6)
+	watchAt(t, e.point, "demo").until(6)
+	f("players", time.Hour)
+	node := browse(t, e.point, "demo", session.HeaderNode, "edge-2")
+	node.until(6)
+	f("players and a node", time.Second)
+	node.leave()
+	e.awaitSessions(t, "play", 2)
+	eventually(t, "the node's leave", func() error {
+		if every, _ := e.edge.relays[key].beat(); every != time.Hour {
+			return errors.New("it counts still")
+		}
+		return nil
+	})
 }
 
 // socketPair returns both ends of a connection.
@@ -162,8 +213,8 @@ func socketPair(t *testing.T) (near, far net.Conn) {
 // then, it does at once, and of the end.
 func TestBeatWakesForATrickle(t *testing.T) {
 	near, far := socketPair(t)
-	c := newBeatConn(near, func() time.Duration { return leastBeat })
-	c.follow()
+	c := newBeatConn(near)
+	c.follow(each(leastBeat, 0))
 	ctx, stop := context.WithTimeout(t.Context(), 20*time.Second)
 	defer stop()
 	defer context.AfterFunc(ctx, func() { far.Close() })()

@@ -47,7 +47,7 @@ type Edge struct {
 	tcp      *net.Dialer // to upstreams
 	names    *resolver
 	siblings *siblings
-	beat     func() time.Duration // of the players' batches; see Options
+	beat     func(own bool) (every, at time.Duration) // of the players' batches; see Options
 	cache    *hls.Cache
 	fetcher  *fetcher
 	ctx      context.Context
@@ -105,8 +105,9 @@ type Options struct {
 	Index, Count int
 	DialSibling  func(ctx context.Context, index int) (net.Conn, error)
 	// Beat, if not nil, returns the time between two batches that players get, 0 if
-	// they get frames at once (see fanout.Engine.Beat): upstreams are read as often.
-	Beat func() time.Duration
+	// they get frames at once, and when they come (see fanout.Engine.Beat): upstreams are
+	// read as often.
+	Beat func(own bool) (every, at time.Duration)
 	Log  *slog.Logger
 	Set  *metrics.Set
 }
@@ -125,7 +126,7 @@ func New(cfg Config, o Options) *Edge {
 		relays:  map[string]*relay{}, forwards: map[*forward]struct{}{},
 	}
 	if e.beat = o.Beat; e.beat == nil {
-		e.beat = func() time.Duration { return 0 }
+		e.beat = func(bool) (every, at time.Duration) { return 0, 0 }
 	}
 	e.others = discovery.NewElsewhere(o.Directory, e.node)
 	e.ctx, e.cancel = context.WithCancel(context.Background())
@@ -256,7 +257,7 @@ func (e *Edge) Play(ctx context.Context, req session.PlayRequest) (session.Feed,
 	if err != nil {
 		return session.Feed{}, err
 	}
-	r, err := e.attach(req.Target, via)
+	r, err := e.attach(req.Target, via, req.OnBeat)
 	if err != nil {
 		return session.Feed{}, err
 	}
@@ -266,12 +267,12 @@ func (e *Edge) Play(ctx context.Context, req session.PlayRequest) (session.Feed,
 		patience = 0 // its own players wait there, and it has other upstreams to ask
 	}
 	if err := r.wait(ctx, patience); err != nil {
-		r.detach()
+		r.detach(req.OnBeat)
 		return session.Feed{}, err
 	}
 	_, epoch, _ := r.state()
 	var once sync.Once
-	return session.Feed{Stream: r.stream, Epoch: epoch, Release: func() { once.Do(r.detach) }}, nil
+	return session.Feed{Stream: r.stream, Epoch: epoch, Release: func() { once.Do(func() { r.detach(req.OnBeat) }) }}, nil
 }
 
 // Streams lists what is pulled and what is forwarded, for the admin API. players

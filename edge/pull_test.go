@@ -555,11 +555,11 @@ func TestFalseVia(t *testing.T) {
 	cfg.Pull.Linger = time.Minute
 	e2 := startEdge(t, "edge-2", cfg, nil)
 	// The liar stays attached to the relay, whose requests all carry its story.
-	r, err := e2.edge.attach(target(t, e2, "demo"), "edge-1")
+	r, err := e2.edge.attach(target(t, e2, "demo"), "edge-1", false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.detach()
+	defer r.detach(false)
 	eventually(t, "refusal of the liar's pull", func() error {
 		if e1.edge.metrics.loops.Get() == 0 {
 			return errors.New("not yet")

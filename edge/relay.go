@@ -41,12 +41,15 @@ type relay struct {
 	from    string        // guarded by mu; where the tags come from, empty between sources
 	leave   func()        // guarded by mu; leaves the source, nil between sources
 
+	offBeat atomic.Int32 // players that do not get the batches of this worker; see PlayRequest.OnBeat
+
 	news chan struct{} // holds one token if a later owner was heard of
 }
 
 // attach returns the relay of a stream with one more player, which detach takes
-// away again. The first player starts the pull; all others share it.
-func (e *Edge) attach(t vhost.Target, via string) (*relay, error) {
+// away again. The first player starts the pull; all others share it. onBeat is that of
+// the PlayRequest.
+func (e *Edge) attach(t vhost.Target, via string, onBeat bool) (*relay, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	key := t.Key.String()
@@ -68,6 +71,9 @@ func (e *Edge) attach(t vhost.Target, via string) (*relay, error) {
 		r.via = ""
 	}
 	r.players++
+	if !onBeat {
+		r.offBeat.Add(1)
+	}
 	if r.linger != nil {
 		r.linger.Stop()
 		r.linger = nil
@@ -77,7 +83,10 @@ func (e *Edge) attach(t vhost.Target, via string) (*relay, error) {
 
 // detach takes one player away; the last one's leaving ends the pull after the
 // linger time, or at once if nothing ever came.
-func (r *relay) detach() {
+func (r *relay) detach(onBeat bool) {
+	if !onBeat {
+		r.offBeat.Add(-1)
+	}
 	flowing, _, _ := r.state()
 	e := r.edge
 	e.mu.Lock()
@@ -99,6 +108,10 @@ func (r *relay) detach() {
 	})
 	r.linger = timer
 }
+
+// beat returns when the players are sent something next: all batches of the node while
+// there are others than those of this worker.
+func (r *relay) beat() (every, at time.Duration) { return r.edge.beat(r.offBeat.Load() == 0) }
 
 func (r *relay) hasPlayers() bool {
 	r.edge.mu.Lock()
@@ -447,7 +460,7 @@ func (r *relay) copy(ctx context.Context, pub *stream.Publisher, src pulled) err
 		}
 		if !following && flowing && src.follow != nil {
 			following = true
-			src.follow()
+			src.follow(r.beat)
 		}
 		if err := pub.Append(t); err != nil {
 			return err

@@ -61,11 +61,11 @@ func newDialer(cfg PullConfig) *net.Dialer {
 // pulled is a source with what is known about it.
 type pulled struct {
 	source
-	epoch  uint64 // of the stream's ownership; 0 if the upstream does not say
-	from   string // URL without query, or "worker 2"
-	addr   string // host:port of an upstream, empty for a worker
-	worker int    // index of the worker; noWorker for an upstream
-	follow func() // makes an upstream be read with the beat of the node's players; nil of a worker, whose sends have it
+	epoch  uint64          // of the stream's ownership; 0 if the upstream does not say
+	from   string          // URL without query, or "worker 2"
+	addr   string          // host:port of an upstream, empty for a worker
+	worker int             // index of the worker; noWorker for an upstream
+	follow func(beat beat) // makes an upstream be read with the beat of the players; nil of a worker, whose sends have it
 }
 
 // noWorker stands for an upstream where a worker could stand.

@@ -57,7 +57,7 @@ func RunWorker(c *worker.Child, etcd discovery.EtcdOpener, log *slog.Logger) err
 	var door *session.Server // there is no pull before it
 	e := New(cfg, Options{
 		Directory: directory, Index: c.Index, Count: c.Count, DialSibling: c.DialSibling, Log: log, Set: set,
-		Beat: func() time.Duration { return door.Beat() },
+		Beat: func(own bool) (every, at time.Duration) { return door.Beat(own) },
 	})
 	defer e.Close()
 	delays := &load.Delays{}

@@ -304,15 +304,20 @@ func (e *Engine) Len() int {
 
 // Beat returns the time between two beats while there are shards with so many players
 // that the time between two rounds cannot grow any more, else 0: their rounds begin
-// shortly behind multiples of it by the clock (Unix time), and coming at the next one is
-// as good for frames as coming at once.
-func (e *Engine) Beat() time.Duration {
+// shortly behind multiples of it, plus at, by the clock (Unix time), and coming at the
+// next one is as good for frames as coming at once. Those are the rounds of all processes
+// of the node or, with own, of this one alone.
+func (e *Engine) Beat(own bool) (every, at time.Duration) {
 	for _, s := range e.shards {
-		if s.full.Load() {
-			return beatOf(e.opt.MaxLatency, max(e.opt.Slots, len(e.shards)))
+		switch {
+		case !s.full.Load():
+		case own && len(e.shards) == 1:
+			return e.opt.MaxLatency, s.turn
+		default:
+			return beatOf(e.opt.MaxLatency, max(e.opt.Slots, len(e.shards))), 0
 		}
 	}
-	return 0
+	return 0, 0
 }
 
 // Slow returns how many players have full sockets, and the bytes that are kept for

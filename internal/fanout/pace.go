@@ -54,11 +54,16 @@ const urgentLatency = 5 * time.Millisecond
 // instant; what they are apart is added to the delay of whoever comes last.
 func newPace(most time.Duration, slot int) pace {
 	const apart = 4
-	turn, place := slot%phases, slot/phases%apart
+	place := slot / phases % apart
 	return pace{
 		most: most, perSend: firstGuess,
-		off: most/phases*time.Duration(turn) + min(most/12, 10*time.Millisecond) + time.Duration(place)*min(most/24, 5*time.Millisecond),
+		off: turnOf(most, slot) + min(most/12, 10*time.Millisecond) + time.Duration(place)*min(most/24, 5*time.Millisecond),
 	}
+}
+
+// turnOf returns where the beats of a slot lie behind the multiples of a bound.
+func turnOf(most time.Duration, slot int) time.Duration {
+	return most / phases * time.Duration(slot%phases)
 }
 
 // beatOf returns the time between two beats for so many shards at a bound.

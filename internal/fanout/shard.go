@@ -15,6 +15,7 @@ import (
 // are its goroutine's.
 type shard struct {
 	e    *Engine
+	turn time.Duration // static; of its rounds at the bound behind multiples of that
 	wake chan struct{} // capacity 1: a stream of the groups has grown
 	post chan struct{} // capacity 1: there is mail
 	done chan struct{} // closed by stop
@@ -53,7 +54,7 @@ const batchBytes = 256 << 10
 
 func newShard(e *Engine, latency time.Duration, slot int) *shard {
 	s := &shard{
-		e: e, wake: make(chan struct{}, 1), post: make(chan struct{}, 1), done: make(chan struct{}),
+		e: e, turn: turnOf(latency, slot), wake: make(chan struct{}, 1), post: make(chan struct{}, 1), done: make(chan struct{}),
 		groups: map[groupKey]*group{}, pace: newPace(latency, slot), out: newSocketWriter(e.opt.hooks.send),
 		pays: e.opt.hooks.pays,
 	}

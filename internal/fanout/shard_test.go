@@ -886,6 +886,12 @@ func TestPace(t *testing.T) {
 	}
 }
 
+// beatOfAll is the beat of all shards of a node.
+func beatOfAll(e *Engine) time.Duration {
+	every, _ := e.Beat(false)
+	return every
+}
+
 // At the bound rounds begin at fixed times of the clock, unless the shard is too
 // busy to wait for them.
 func TestRoundsFollowTheBeat(t *testing.T) {
@@ -925,12 +931,15 @@ func TestRoundsFollowTheBeat(t *testing.T) {
 		}
 		s.frame('P', 40, 10)
 		pass(time.Second)
-		if e.Beat() != 120*ms {
-			t.Errorf("a beat of %v with 3000 players", e.Beat())
+		if beatOfAll(e) != 120*ms {
+			t.Errorf("a beat of %v with 3000 players", beatOfAll(e))
 		}
 		e.opt.Slots = 4
-		if e.Beat() != 60*ms {
-			t.Errorf("a beat of %v for the shards of a node with four workers", e.Beat())
+		if beatOfAll(e) != 60*ms {
+			t.Errorf("a beat of %v for the shards of a node with four workers", beatOfAll(e))
+		}
+		if every, at := e.Beat(true); every != 120*ms || at != 0 {
+			t.Errorf("a beat of %v at %v for the one shard", every, at)
 		}
 		one := n.open[all[7].p.Conn.(*socket).fd]
 		for i := range 20 { // what comes with the beat is sent shortly behind it
@@ -949,8 +958,8 @@ func TestRoundsFollowTheBeat(t *testing.T) {
 			p.End(Left)
 		}
 		s.frame('P', 9000, 10)
-		if pass(time.Second); e.Beat() != 0 {
-			t.Errorf("a beat of %v without players", e.Beat())
+		if pass(time.Second); beatOfAll(e) != 0 {
+			t.Errorf("a beat of %v without players", beatOfAll(e))
 		}
 	})
 }

@@ -81,7 +81,7 @@ func (s *Server) serveFLV(srv *httpserver.Server, ctx *fasthttp.RequestCtx, stem
 		}
 	}
 	if err == nil {
-		feed, err = s.opt.Role.Play(wait, PlayRequest{Target: t, Remote: l.remote, Peer: peer})
+		feed, err = s.opt.Role.Play(wait, PlayRequest{Target: t, Remote: l.remote, Peer: peer, OnBeat: peer.Node == "" && !ctx.IsTLS()})
 	}
 	cancel()
 	if err != nil {

@@ -237,7 +237,7 @@ func (s *Server) playRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.Req
 	var feed Feed
 	err := s.admitted(ctx, n)
 	if err == nil {
-		feed, err = s.opt.Role.Play(ctx, PlayRequest{Target: t, Remote: remote, Peer: peer})
+		feed, err = s.opt.Role.Play(ctx, PlayRequest{Target: t, Remote: remote, Peer: peer, OnBeat: peer.Node == "" && !n.Secure})
 	}
 	if err != nil {
 		redirect, err := elsewhere(err, func(r *Redirect) string { return r.RTMP })

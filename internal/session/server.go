@@ -102,8 +102,8 @@ func (s *Server) Sessions() []admin.SessionInfo { return s.ledger.list() }
 func (s *Server) Players(key vhost.Key) int { return s.ledger.players(key.String()) }
 
 // Beat returns the time between two batches that players get, once their number has
-// made it as long as it may be, else 0; see fanout.Engine.Beat.
-func (s *Server) Beat() time.Duration { return s.engine.Beat() }
+// made it as long as it may be, else 0, and when they come; see fanout.Engine.Beat.
+func (s *Server) Beat(own bool) (every, at time.Duration) { return s.engine.Beat(own) }
 
 // Kick ends a session and reports whether there was one of that id.
 func (s *Server) Kick(id string) bool {

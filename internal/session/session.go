@@ -54,6 +54,10 @@ type PlayRequest struct {
 	// Epoch is that of the latest ownership of the stream that another worker of
 	// the node knows of; 0 for all who are no worker.
 	Epoch uint64
+	// OnBeat says that the player gets what is new in the batches of this process
+	// (Server.Beat), once there are many players: it is no node and no worker, which have
+	// players of their own, and not under TLS.
+	OnBeat bool
 }
 
 // Newcomer is a request that would begin a session, or one for an HLS playlist,
