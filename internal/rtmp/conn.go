@@ -36,6 +36,7 @@ type conn struct {
 	inject    func([]byte) // takes the answers while the fan-out owns the writing side
 
 	hold hold
+	ears *ears // what is heard of a player that the fan-out serves, nil before
 
 	interrupted atomic.Bool // set by Interrupt
 
@@ -77,6 +78,9 @@ func (r netReader) Read(p []byte) (int, error) {
 	c := r.c
 	if err := c.flushIfIdle(); err != nil {
 		return 0, err
+	}
+	if c.ears != nil {
+		return c.ears.read(p, c.in.Between())
 	}
 	if !c.hold.until.IsZero() {
 		return c.readHolding(p)

@@ -41,6 +41,7 @@ func (c *ServerConn) AcceptPlay(info ...Property) error {
 	if err := c.flush(); err != nil {
 		return fmt.Errorf("accept play: %w", err)
 	}
+	c.ears = newEars()
 	_ = c.nc.SetDeadline(time.Time{})
 	return nil
 }
@@ -53,52 +54,7 @@ func (c *ServerConn) sendPlayStart(info ...Property) {
 		amf.Append(nil, amf.Str("|RtmpSampleAccess"), amf.Bool(true), amf.Bool(true)))
 }
 
-// ServePlay reads what the player sends until it leaves. Answers go through
-// inject, which gets whole messages, owns the slice, and must not block; the
-// player's wishes go through control, which may be nil. Both are called by the
-// goroutine of ServePlay.
-//
-// io.EOF means that the player closed its stream or the connection between two
-// messages. To end ServePlay from outside, close the connection.
-func (c *ServerConn) ServePlay(inject func([]byte), control func(PlayControl)) error {
-	if control == nil {
-		control = func(PlayControl) {}
-	}
-	c.writing.Lock()
-	c.inject = inject
-	c.writing.Unlock()
-	for {
-		m, err := c.readMessage()
-		if err == io.EOF {
-			return err
-		}
-		if err != nil {
-			return fmt.Errorf("serve player: %w", err)
-		}
-		if err := c.budget.take(time.Now()); err != nil {
-			return fmt.Errorf("serve player: %w", err)
-		}
-		switch {
-		case m.Type == chunk.TypeUserControl:
-			if e, ok := userControl(m).(*message.UserCtrlEventSetBufferLength); ok {
-				control(PlayControl{Kind: ControlBuffer, Buffer: time.Duration(e.LengthMs) * time.Millisecond})
-			}
-		case isCommand(m):
-			cmd, err := c.parseCommand(m)
-			if err == nil {
-				err = c.playerCommand(&cmd, control)
-			}
-			if err == io.EOF {
-				return err
-			}
-			if err != nil {
-				return fmt.Errorf("serve player: %w", err)
-			}
-		}
-	}
-}
-
-func (c *ServerConn) playerCommand(cmd *command, control func(PlayControl)) error {
+func (c *ServerConn) playerCommand(cmd *command, p Playing) error {
 	switch cmd.name {
 	case "deleteStream":
 		if id := cmd.arg(1); id.Kind == amf.Number && id.Uint32() != c.streamID {
@@ -109,16 +65,16 @@ func (c *ServerConn) playerCommand(cmd *command, control func(PlayControl)) erro
 		return io.EOF
 	case "pause", "pauseRaw":
 		on := cmd.arg(1).True()
-		control(PlayControl{Kind: ControlPause, On: on})
+		p.Control(PlayControl{Kind: ControlPause, On: on})
 		if on {
 			c.sendStatus("status", CodePauseNotify, "Paused stream.")
 		} else {
 			c.sendStatus("status", CodeUnpauseNotify, "Unpaused stream.")
 		}
 	case "receiveAudio":
-		control(PlayControl{Kind: ControlAudio, On: cmd.arg(1).True()})
+		p.Control(PlayControl{Kind: ControlAudio, On: cmd.arg(1).True()})
 	case "receiveVideo":
-		control(PlayControl{Kind: ControlVideo, On: cmd.arg(1).True()})
+		p.Control(PlayControl{Kind: ControlVideo, On: cmd.arg(1).True()})
 	case "seek":
 		c.sendStatus("error", CodeSeekFailed, "A live stream cannot be searched.")
 	case "play", "play2":
@@ -151,20 +107,6 @@ func (b *answerBudget) take(now time.Time) error {
 		return fmt.Errorf("more than %d messages in a second: %w", messagesPerSecond, chunk.ErrProtocol)
 	}
 	return nil
-}
-
-// EndPlay closes the sending side after the last bytes for the player were
-// written, and gives it the close timeout to leave: ServePlay goes on reading
-// until it does, so that the player's own last bytes do not turn the close into
-// a reset, which would eat what it has not read yet. It is safe for concurrent
-// use with ServePlay; the caller closes when that has returned.
-func (c *ServerConn) EndPlay() {
-	half, ok := c.nc.(interface{ CloseWrite() error })
-	if !ok || half.CloseWrite() != nil {
-		c.nc.Close()
-		return
-	}
-	_ = c.nc.SetReadDeadline(time.Now().Add(c.cfg.CloseTimeout))
 }
 
 // EndOfStream returns what a player gets when its stream ends, as chunks for

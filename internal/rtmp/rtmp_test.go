@@ -131,8 +131,7 @@ func (r *relay) servePlay(c *ServerConn) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() {
-		_ = c.ServePlay(func([]byte) {}, nil)
-		c.Close()
+		serve(c)
 	})
 	for i := 0; ; i++ {
 		r.mu.Lock()
@@ -142,7 +141,7 @@ func (r *relay) servePlay(c *ServerConn) {
 		if len(r.tags) <= i {
 			r.mu.Unlock()
 			_, _ = c.NetConn().Write(EndOfStream(c.StreamID(), c.OutChunkSize()))
-			c.EndPlay()
+			endPlay(c)
 			return
 		}
 		tag := r.tags[i]

@@ -67,11 +67,11 @@ type Property = amf.Property
 func Text(name, value string) Property { return amf.P(name, amf.Str(value)) }
 
 // ServerConn is the server side of one connection. One goroutine at a time may
-// use it, except for Close, which may be called at any time.
+// use it, except for Close, which may be called at any time, and Hear and Deafen.
 //
 // The life of a connection: ReadRequest; then either Refuse or Redirect, which
 // end it, or AcceptPublish and ReadTag up to io.EOF (and ReadRequest again), or
-// AcceptPlay and ServePlay. The caller closes.
+// AcceptPlay and Hear, up to Deafen. The caller closes.
 type ServerConn struct {
 	conn
 	cfg ServerConfig

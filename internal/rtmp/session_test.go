@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -221,12 +222,12 @@ func TestConversationSRSEdge(t *testing.T) {
 	if strings.Contains(s.out.String(), "weirEpoch") {
 		t.Error("a property for weir nodes went to a stranger")
 	}
-	var buffer time.Duration
-	if err := c.ServePlay(func([]byte) {}, func(p PlayControl) { buffer = p.Buffer }); err != io.EOF {
-		t.Errorf("ServePlay: %v, want io.EOF", err)
+	l := newListener()
+	if overhear(c, l, 512) {
+		t.Error("it left")
 	}
-	if buffer != 5*time.Second {
-		t.Errorf("buffer %v, want 5s", buffer)
+	if want := (PlayControl{Kind: ControlBuffer, Buffer: 5 * time.Second}); len(l.wishes) != 1 || l.wishes[0] != want {
+		t.Errorf("wishes %v, want %v", l.wishes, want)
 	}
 }
 
@@ -248,32 +249,30 @@ func TestConversationPlayer(t *testing.T) {
 	}
 	start := s.answers(t)
 	writes := s.writes
-	var injected []byte
-	var wishes []PlayControl
-	err := c.ServePlay(func(b []byte) { injected = append(injected, b...) }, func(p PlayControl) { wishes = append(wishes, p) })
-	if err != io.EOF {
-		t.Errorf("ServePlay: %v, want io.EOF", err)
+	l := newListener()
+	if !overhear(c, l, 512) {
+		t.Error("deleteStream did not end it")
 	}
 	if want := connectAnswer + "3 20 0 _result 2 null 1\n3 20 0 onFCSubscribe 0 null status:NetStream.Play.Start\n3 20 0 _result 3 null 0\n" + playAnswer; start != want {
 		t.Errorf("answers:\n%s\nwant:\n%s", start, want)
 	}
 	want := []PlayControl{{Kind: ControlPause, On: true}, {Kind: ControlPause}, {Kind: ControlAudio}, {Kind: ControlVideo, On: true}}
-	if fmt.Sprint(wishes) != fmt.Sprint(want) {
-		t.Errorf("wishes %v, want %v", wishes, want)
+	if fmt.Sprint(l.wishes) != fmt.Sprint(want) {
+		t.Errorf("wishes %v, want %v", l.wishes, want)
 	}
 	if s.writes != writes {
-		t.Error("ServePlay wrote to the connection, which belongs to the fan-out")
+		t.Error("what answers the player wrote to the connection, which belongs to the fan-out")
 	}
-	c.flushed(t, &injected)
+	c.flushed(t, &l.injected)
 	const answers = "5 20 1 onStatus 0 null status:NetStream.Pause.Notify\n5 20 1 onStatus 0 null status:NetStream.Unpause.Notify\n" +
 		"5 20 1 onStatus 0 null error:NetStream.Seek.Failed\n5 20 1 onStatus 0 null error:NetStream.Play.Failed\n" +
 		"3 20 1 _error 9 null error:NetConnection.Call.Failed\n2 4 0 000701020304\n"
-	if got := trace(t, injected); got != answers {
+	if got := trace(t, l.injected); got != answers {
 		t.Errorf("injected:\n%s\nwant:\n%s", got, answers)
 	}
 }
 
-// flushed adds what ServePlay left when the player's deleteStream ended it.
+// flushed adds what was left when the player's deleteStream ended it.
 func (c *ServerConn) flushed(t *testing.T, to *[]byte) {
 	t.Helper()
 	c.writing.Lock()
@@ -537,7 +536,13 @@ func FuzzServer(f *testing.F) {
 			}
 			if r.Kind == Play {
 				if err := c.AcceptPlay(); err == nil {
-					_ = c.ServePlay(func([]byte) {}, nil)
+					l := newListener()
+					pour(c, l, 512)
+					for c.ears.holds() {
+						runtime.Gosched()
+					}
+					c.Deafen()
+					l.hasLeft(c)
 				}
 				break
 			}

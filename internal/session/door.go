@@ -110,10 +110,11 @@ func (d Door) openRTMP(ctx context.Context, g *errgroup.Group, l net.Listener, g
 		var refusals sync.WaitGroup
 		defer refusals.Wait()
 		return limit.ServeOwned(ctx, l, gate, d.Log, func(c net.Conn, release func()) {
-			defer release()
-			if d.shakeHands(ctx, c) {
-				d.Sessions.ServeRTMP(ctx, c)
+			if !d.shakeHands(ctx, c) {
+				release()
+				return
 			}
+			d.Sessions.ServeRTMP(ctx, c, release)
 		}, d.refuseRTMP(ctx, &refusals))
 	})
 }

@@ -19,13 +19,23 @@ import (
 	"weir/internal/vhost"
 )
 
-// ServeRTMP serves one RTMP connection, which may carry several publishes one
-// after the other, and returns when it is closed.
-func (s *Server) ServeRTMP(ctx context.Context, nc net.Conn) {
+// ServeRTMP serves one RTMP connection, which may carry several publishes one after the
+// other. It returns when the connection has ended or is a player's, which the fan-out
+// serves; release is called once it has ended.
+func (s *Server) ServeRTMP(ctx context.Context, nc net.Conn, release func()) {
 	c := rtmp.NewServerConn(nc, s.opt.RTMP)
-	defer c.Close()
 	ctx, cancel := s.context(ctx)
 	defer cancel()
+	if !s.serveRTMP(ctx, c, release) {
+		c.Close()
+		release()
+	}
+}
+
+// serveRTMP reports whether the connection is a player's that lives on. release is called
+// at its end then.
+func (s *Server) serveRTMP(ctx context.Context, c *rtmp.ServerConn, release func()) (plays bool) {
+	nc := c.NetConn()
 	remote := remoteOf(nc.RemoteAddr())
 	_, secure := nc.(interface{ ConnectionState() tls.ConnectionState })
 	for first := true; ; first = false {
@@ -34,17 +44,17 @@ func (s *Server) ServeRTMP(ctx context.Context, nc net.Conn) {
 		cut()
 		if err != nil {
 			s.noRequest(remote, err, first)
-			return
+			return false
 		}
 		if ctx.Err() != nil {
 			_ = c.Refuse(rtmp.StatusShutdown())
-			return
+			return false
 		}
 		t, err := s.opt.Vhosts.FromRTMP(req.TcURL, req.App, req.Name)
 		if err != nil {
 			s.ledger.refused(req.Kind.String(), protoRTMP, reasonOf(err), withoutQuery(req.App)+"/"+withoutQuery(req.Name), remote, err)
 			_ = c.Refuse(badTarget(req.Kind, err))
-			return
+			return false
 		}
 		var hop string
 		t.Query, hop = ticket.Take(t.Query) // it goes no further
@@ -53,11 +63,10 @@ func (s *Server) ServeRTMP(ctx context.Context, nc net.Conn) {
 			Protocol: protoRTMP, Secure: secure, Ticket: hop,
 		}
 		if req.Kind == rtmp.Play {
-			s.playRTMP(ctx, c, req, visitor)
-			return
+			return s.playRTMP(ctx, c, req, visitor, release)
 		}
 		if !s.publishRTMP(ctx, c, req, visitor) {
-			return
+			return false
 		}
 	}
 }
@@ -231,8 +240,9 @@ func playStatus(err error) rtmp.Status {
 	return rtmp.StatusPlayFailed("The stream cannot be played now.")
 }
 
-// playRTMP serves one player until it leaves or the stream ends.
-func (s *Server) playRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.Request, n Newcomer) {
+// playRTMP begins to serve a player. It reports false if the player was refused or is
+// gone; else release is called when it has left or the stream has ended.
+func (s *Server) playRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.Request, n Newcomer, release func()) (plays bool) {
 	t, remote, peer := n.Target, n.Remote, n.Peer
 	var feed Feed
 	err := s.admitted(ctx, n)
@@ -244,12 +254,11 @@ func (s *Server) playRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.Req
 		s.ledger.refused(KindPlay, protoRTMP, reasonOf(err), t.Key.String(), remote, err)
 		if redirect != nil {
 			_ = c.Redirect(redirect.rtmpURL(t), epochInfo(redirect.Epoch)...)
-			return
+			return false
 		}
 		_ = c.Refuse(playStatus(err))
-		return
+		return false
 	}
-	defer feed.Release()
 	l := &live{
 		protocol: protoRTMP, remote: remote, node: peer.Node, encoder: req.FlashVer,
 		goodbye: func(why fanout.Reason) []byte { return s.goodbyeRTMP(c, req, n, why) },
@@ -257,13 +266,14 @@ func (s *Server) playRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.Req
 	if err := s.admit(l, t, c); err != nil {
 		s.ledger.refused(KindPlay, protoRTMP, reasonOf(err), t.Key.String(), remote, err)
 		_ = c.Refuse(playStatus(err))
-		return
+		feed.Release()
+		return false
 	}
 	if err := c.AcceptPlay(epochInfo(feed.Epoch)...); err != nil {
 		s.ledger.finish(l, t.Vhost.Name, string(fanout.Left), err)
-		return
+		feed.Release()
+		return false
 	}
-	done := make(chan struct{})
 	session, err := s.play(l, t, feed, c.NetConn(),
 		way{
 			format: fanout.RTMP{StreamID: c.StreamID(), ChunkSize: c.OutChunkSize(), Marks: peer.Node != ""},
@@ -277,24 +287,36 @@ func (s *Server) playRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.Req
 				}
 				return nil
 			},
+			read: func(p *fanout.Session, said []byte) bool { c.Hear(said, playing{p}); return true },
 		},
-		func() { close(done) })
-	if err != nil {
-		return
+		func() {
+			c.Deafen()
+			feed.Release()
+			release()
+		})
+	if err == nil {
+		c.Hear(nil, playing{session})
 	}
-	_ = c.ServePlay(session.Inject, func(p rtmp.PlayControl) {
-		switch p.Kind {
-		case rtmp.ControlPause:
-			session.Pause(p.On)
-		case rtmp.ControlAudio:
-			session.Mute(media.Audio, !p.On)
-		case rtmp.ControlVideo:
-			session.Mute(media.Video, !p.On)
-		}
-	})
-	session.End(fanout.Left)
-	<-done
+	return true
 }
+
+// playing is a player in the fan-out, as it is controlled over RTMP.
+type playing struct{ *fanout.Session }
+
+// Control implements rtmp.Playing.
+func (p playing) Control(wish rtmp.PlayControl) {
+	switch wish.Kind {
+	case rtmp.ControlPause:
+		p.Pause(wish.On)
+	case rtmp.ControlAudio:
+		p.Mute(media.Audio, !wish.On)
+	case rtmp.ControlVideo:
+		p.Mute(media.Video, !wish.On)
+	}
+}
+
+// Leave implements rtmp.Playing.
+func (p playing) Leave() { p.End(fanout.Left) }
 
 // epochInfo is what nodes are told of an ownership.
 func epochInfo(epoch uint64) []rtmp.Property {

@@ -27,10 +27,11 @@ type Reader struct {
 	chunkSize int
 	received  uint64 // bytes taken from src
 
-	buf        []byte // buf[start:end] is read ahead
+	buf        []byte // buf[start:end] is read ahead; nil when nothing is, after Rest
 	start, end int
+	within     bool // a chunk has begun
 
-	low     [64]*chunkStream // chunk streams of one-byte headers, by id
+	low     []*chunkStream // chunk streams of one-byte headers, by id
 	high    map[uint32]*chunkStream
 	streams int
 	pending int // bytes held by unfinished messages
@@ -64,19 +65,32 @@ type chunkStream struct {
 
 // NewReader returns a Reader with the default chunk size of 128 bytes.
 func NewReader(r io.Reader, limits Limits) *Reader {
-	return &Reader{
-		src: r, limits: limits, chunkSize: DefaultSize,
-		buf: make([]byte, max(limits.Buffer, minBuffer)),
-	}
+	return &Reader{src: r, limits: limits, chunkSize: DefaultSize, buf: make([]byte, bufferSize(limits))}
 }
+
+func bufferSize(l Limits) int { return max(l.Buffer, minBuffer) }
 
 // SetLimits replaces the limits; messages that already began keep the old ones.
 func (r *Reader) SetLimits(l Limits) {
 	r.limits = l
-	if size := max(l.Buffer, minBuffer); size > len(r.buf) {
+	if size := bufferSize(l); size > len(r.buf) {
 		grown := make([]byte, size)
 		r.end = copy(grown, r.buf[r.start:r.end])
 		r.buf, r.start = grown, 0
+	}
+}
+
+// Between reports whether all that was read from the underlying reader was taken, up to
+// the end of a chunk.
+func (r *Reader) Between() bool { return !r.within && r.start == r.end }
+
+// Rest lets go of the memory that is of no use until more comes.
+func (r *Reader) Rest() {
+	if r.start == r.end {
+		r.buf, r.start, r.end = nil, 0, 0
+	}
+	if r.lent == nil {
+		r.scratch = nil
 	}
 }
 
@@ -90,7 +104,8 @@ func (r *Reader) Received() uint64 { return r.received }
 // The error is io.EOF at the end of the input between two messages,
 // io.ErrUnexpectedEOF within one, one that wraps ErrProtocol when the peer
 // broke the protocol or a limit, or that of the underlying reader. After an
-// error the Reader must not be used any more.
+// error the Reader must not be used any more, unless the underlying reader gave it
+// without a byte between two chunks (see Between).
 func (r *Reader) ReadMessage() (Message, error) {
 	if r.lent != nil {
 		if cap(r.lent) <= scratchKept {
@@ -143,9 +158,15 @@ func (r *Reader) abort(p []byte) error {
 	return nil
 }
 
+// oneByteIDs is above the ids that a header of one byte can have (section 5.3.1.1).
+const oneByteIDs = 64
+
 func (r *Reader) find(id uint32) *chunkStream {
-	if id < uint32(len(r.low)) {
-		return r.low[id]
+	if id < oneByteIDs {
+		if id < uint32(len(r.low)) {
+			return r.low[id]
+		}
+		return nil
 	}
 	return r.high[id]
 }
@@ -156,7 +177,10 @@ func (r *Reader) add(id uint32) (*chunkStream, error) {
 	}
 	r.streams++
 	cs := new(chunkStream)
-	if id < uint32(len(r.low)) {
+	if id < oneByteIDs {
+		if n := int(id) + 1 - len(r.low); n > 0 { // peers use a few small ones
+			r.low = append(r.low, make([]*chunkStream, n)...)
+		}
 		r.low[id] = cs
 	} else {
 		if r.high == nil {
@@ -178,6 +202,7 @@ func (r *Reader) readChunk() (m Message, done bool, err error) {
 		}
 		return m, false, err
 	}
+	r.within = true
 	first := r.buf[r.start]
 	format, id, basic := first>>6, uint32(first&0x3f), 1
 	switch id { // section 5.3.1.1
@@ -221,6 +246,7 @@ func (r *Reader) readChunk() (m Message, done bool, err error) {
 	if err := r.readPayload(cs); err != nil {
 		return m, false, err
 	}
+	r.within = false
 	if cs.got < cs.length {
 		return m, false, nil
 	}
@@ -419,6 +445,9 @@ func (r *Reader) need(n int) error {
 }
 
 func (r *Reader) fill(n int) error {
+	if r.buf == nil {
+		r.buf = make([]byte, bufferSize(r.limits))
+	}
 	r.end = copy(r.buf, r.buf[r.start:r.end])
 	r.start = 0
 	for empty := 0; r.end < n; {
@@ -449,7 +478,7 @@ func (r *Reader) readFull(p []byte) error {
 	n := copy(p, r.buf[r.start:r.end])
 	r.start += n
 	for p = p[n:]; len(p) > 0; {
-		if len(p) >= len(r.buf) {
+		if r.buf != nil && len(p) >= len(r.buf) {
 			n, err := io.ReadFull(r.src, p)
 			r.received += uint64(n)
 			if err == io.EOF {
