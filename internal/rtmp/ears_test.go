@@ -159,12 +159,19 @@ func TestHearTooMuch(t *testing.T) {
 // then closes the connection.
 func serve(c *ServerConn) {
 	l := newListener()
-	go func() {
-		<-l.left
-		c.Close()
-	}()
+	ended := make(chan struct{})
+	var closing sync.WaitGroup
+	closing.Go(func() {
+		select {
+		case <-l.left:
+			c.Close()
+		case <-ended:
+		}
+	})
 	pour(c, l, 512)
 	c.Deafen()
+	close(ended)
+	closing.Wait()
 	c.Close()
 }
 
