@@ -81,6 +81,33 @@ func ownerOf(t *testing.T, key string, origins ...*node) *node {
 	return owner
 }
 
+// Players of a stream that has few are all at the worker that pulls it, whichever accepts
+// their connections.
+func TestFewPlayersOneWorker(t *testing.T) {
+	t.Parallel()
+	const few = 20
+	a := startOrigin(t, "origin-a", addresses{}, "")
+	edge := startEdge(t, "edge-1", 2, upstreamsOf(a.rtmp))
+	publishClip(t, a.rtmpURL("live/demo"))
+	var players []*player
+	for range few {
+		players = append(players, playFLV(t, edge.httpURL("live/demo.flv"), ""))
+	}
+	for _, p := range players {
+		p.await(1, 0)
+	}
+	onWorker := map[int]int{}
+	for _, s := range edge.awaitSessions("play", demo, few) {
+		if s.Worker == nil {
+			t.Fatalf("session without a worker: %+v", s)
+		}
+		onWorker[*s.Worker]++
+	}
+	if len(onWorker) != 1 {
+		t.Errorf("players by worker: %v, want all at one", onWorker)
+	}
+}
+
 // Two hundred players come at once, before the publisher. They land on all
 // workers; the edge pulls the stream once; every player gets every frame.
 func TestManyPlayersOnePull(t *testing.T) {

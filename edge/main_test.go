@@ -28,6 +28,7 @@ import (
 	"weir/internal/session"
 	"weir/internal/stream"
 	"weir/internal/vhost"
+	"weir/internal/worker"
 )
 
 func TestMain(m *testing.M) {
@@ -396,9 +397,13 @@ type team struct {
 	cfg     Config
 	dir     discovery.Remote
 	mu      sync.Mutex
-	sockets []string // addresses of the workers' sockets; empty for one that is dead
+	token   string   // of the workers' sockets
+	sockets []string // living, empty for one that is dead, or the address of what stands in for it
 	workers []*member
 }
+
+// living stands for a worker's own socket.
+const living = "living"
 
 func startTeam(t *testing.T, name string, count int, cfg Config, dir discovery.Remote) *team {
 	t.Helper()
@@ -406,7 +411,7 @@ func startTeam(t *testing.T, name string, count int, cfg Config, dir discovery.R
 	if err := cfg.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	n := &team{t: t, name: name, cfg: cfg, dir: dir, sockets: make([]string, count), workers: make([]*member, count)}
+	n := &team{t: t, name: name, cfg: cfg, dir: dir, token: rand.Text(), sockets: make([]string, count), workers: make([]*member, count)}
 	for i := range count {
 		n.start(i)
 	}
@@ -416,7 +421,7 @@ func startTeam(t *testing.T, name string, count int, cfg Config, dir discovery.R
 func startEdge(t *testing.T, name string, cfg Config, dir discovery.Remote, ports ...net.Listener) *member {
 	t.Helper()
 	cfg.Node.ID = name
-	n := &team{t: t, name: name, cfg: cfg, dir: dir, sockets: make([]string, 1), workers: make([]*member, 1)}
+	n := &team{t: t, name: name, cfg: cfg, dir: dir, token: rand.Text(), sockets: make([]string, 1), workers: make([]*member, 1)}
 	return n.start(0, ports...)
 }
 
@@ -427,11 +432,10 @@ func (n *team) dial(ctx context.Context, i int) (net.Conn, error) {
 	if addr == "" {
 		return nil, errors.New("connection refused")
 	}
-	network := "tcp"
-	if addr[0] == '@' {
-		network = "unix"
+	if addr == living {
+		return worker.DialSibling(ctx, n.token, i)
 	}
-	return new(net.Dialer).DialContext(ctx, network, addr)
+	return new(net.Dialer).DialContext(ctx, "tcp", addr)
 }
 
 func (n *team) start(i int, ports ...net.Listener) *member {
@@ -442,7 +446,7 @@ func (n *team) start(i int, ports ...net.Listener) *member {
 		Directory: n.dir, Index: i, Count: len(n.sockets), DialSibling: n.dial, Log: logTo(n.t, name), Set: metrics.NewSet(),
 	})
 	w.point = open(n.t, name, w.edge, w.edge.Vhosts(), n.cfg.Play, ports...)
-	l, err := net.Listen("unix", "@weir-test-"+rand.Text())
+	l, err := worker.ListenSibling(n.token, i, w.edge.log)
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -452,7 +456,7 @@ func (n *team) start(i int, ports ...net.Listener) *member {
 		return serveSiblings(ctx, l, nil, siblingHandler(w.edge, &passHandler{w.edge, w.door, w.opened, w.adoptions}, admin.Source{}))
 	})
 	n.mu.Lock()
-	n.sockets[i], n.workers[i] = l.Addr().String(), w
+	n.sockets[i], n.workers[i] = living, w
 	n.mu.Unlock()
 	var once sync.Once
 	w.kill = func() {

@@ -45,11 +45,10 @@ func (e *Edge) Pass(ctx context.Context, k vhost.Key, remote netip.AddrPort) fun
 	if here {
 		return nil
 	}
-	yes := e.siblings.ask(ctx, first, workerOfferPath, url.Values{"key": {key}, "remote": {remote.Addr().String()}})
-	if yes == nil {
+	to := e.siblings.ask(ctx, first, workerOfferPath, url.Values{"key": {key}, "remote": {remote.Addr().String()}})
+	if to == nil {
 		return nil
 	}
-	to := yes.(*net.UnixConn) // as all sockets between workers
 	return func(conn *net.TCPConn, read []byte) error {
 		defer to.Close()
 		if err := to.SetDeadline(time.Now().Add(aliveWithin)); err != nil {
@@ -85,13 +84,12 @@ func (h *passHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusServiceUnavailable)
 		return
 	}
-	conn, _, err := http.NewResponseController(w).Hijack()
+	from, _, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		return // the other worker is gone
 	}
-	defer conn.Close()
-	from, ok := conn.(*net.UnixConn)
-	if !ok || from.SetDeadline(time.Now().Add(aliveWithin)) != nil {
+	defer from.Close()
+	if from.SetDeadline(time.Now().Add(aliveWithin)) != nil {
 		return
 	}
 	if _, err := io.WriteString(from, "HTTP/1.1 202 Accepted\r\n\r\n"); err != nil {
@@ -99,7 +97,7 @@ func (h *passHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	c, read, err := worker.ReceiveConn(from)
 	if err != nil {
-		h.edge.log.Debug("a player that was offered did not come", "stream", k.String(), "err", err)
+		h.edge.log.Info("a player that was offered did not come", "stream", k.String(), "err", err)
 		return
 	}
 	h.adoptions.Adopt(c, read)

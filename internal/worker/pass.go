@@ -8,6 +8,8 @@ import (
 	"net"
 	"os"
 	"syscall"
+
+	"weir/internal/quiet"
 )
 
 // maxPassed bounds what comes along with a connection, in bytes.
@@ -17,7 +19,11 @@ const maxPassed = 1 << 20
 // sibling's socket, with what was read from it already (at most 1 MiB). The caller closes
 // its own descriptor whatever comes of it. With an error the connection may be open, but
 // nobody will serve it.
-func PassConn(to *net.UnixConn, c syscall.Conn, read []byte) error {
+func PassConn(to net.Conn, c syscall.Conn, read []byte) error {
+	socket, err := unixSocket(to)
+	if err != nil {
+		return fmt.Errorf("pass a connection: %w", err)
+	}
 	if len(read) > maxPassed {
 		return fmt.Errorf("pass a connection: %d bytes were read from it", len(read))
 	}
@@ -28,12 +34,12 @@ func PassConn(to *net.UnixConn, c syscall.Conn, read []byte) error {
 	size := binary.BigEndian.AppendUint32(nil, uint32(len(read)))
 	var sent error
 	if err = raw.Control(func(fd uintptr) {
-		_, _, sent = to.WriteMsgUnix(size, syscall.UnixRights(int(fd)), nil)
+		_, _, sent = socket.WriteMsgUnix(size, syscall.UnixRights(int(fd)), nil)
 	}); err == nil {
 		err = sent
 	}
 	if err == nil {
-		_, err = to.Write(read)
+		_, err = socket.Write(read)
 	}
 	if err != nil {
 		return fmt.Errorf("pass a connection: %w", err)
@@ -42,7 +48,7 @@ func PassConn(to *net.UnixConn, c syscall.Conn, read []byte) error {
 }
 
 // ReceiveConn returns what PassConn has sent.
-func ReceiveConn(from *net.UnixConn) (c *net.TCPConn, read []byte, err error) {
+func ReceiveConn(from net.Conn) (c *net.TCPConn, read []byte, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("receive a connection: %w", err)
@@ -52,24 +58,40 @@ func ReceiveConn(from *net.UnixConn) (c *net.TCPConn, read []byte, err error) {
 			}
 		}
 	}()
+	socket, err := unixSocket(from)
+	if err != nil {
+		return nil, nil, err
+	}
 	var size [4]byte
 	rights := make([]byte, syscall.CmsgSpace(4))
-	n, nrights, _, _, err := from.ReadMsgUnix(size[:], rights)
+	n, nrights, _, _, err := socket.ReadMsgUnix(size[:], rights)
 	if err != nil {
 		return nil, nil, err
 	}
 	if c, err = connOf(rights[:nrights]); err != nil {
 		return nil, nil, err
 	}
-	if _, err = io.ReadFull(from, size[n:]); err != nil {
+	if _, err = io.ReadFull(socket, size[n:]); err != nil {
 		return c, nil, err
 	}
 	if n := binary.BigEndian.Uint32(size[:]); n > maxPassed {
 		return c, nil, fmt.Errorf("%d bytes come with it", n)
 	}
 	read = make([]byte, binary.BigEndian.Uint32(size[:]))
-	_, err = io.ReadFull(from, read)
+	_, err = io.ReadFull(socket, read)
 	return c, read, err
+}
+
+// unixSocket returns the socket of a connection between siblings.
+func unixSocket(c net.Conn) (*net.UnixConn, error) {
+	if q, ok := c.(*quiet.Conn); ok {
+		c = q.Conn
+	}
+	socket, ok := c.(*net.UnixConn)
+	if !ok {
+		return nil, fmt.Errorf("over a %T", c)
+	}
+	return socket, nil
 }
 
 // connOf returns the connection of a control message.

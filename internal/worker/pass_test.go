@@ -12,7 +12,7 @@ import (
 )
 
 // siblings returns the two ends of a socket between workers.
-func siblings(t *testing.T) (from, to *net.UnixConn) {
+func siblings(t *testing.T) (from, to net.Conn) {
 	t.Helper()
 	token := rand.Text()
 	l, err := ListenSibling(token, 0, slog.Default())
@@ -34,7 +34,7 @@ func siblings(t *testing.T) (from, to *net.UnixConn) {
 			t.Fatal(err)
 		}
 	}
-	return a.(*net.UnixConn), b.(*net.UnixConn)
+	return a, b
 }
 
 // accepted returns a connection of a client.
