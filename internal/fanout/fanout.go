@@ -39,7 +39,7 @@ type Reason string
 const (
 	Ended    Reason = "stream_ended" // the stream was closed; all of it was sent
 	Left     Reason = "left"         // the player closed the connection
-	TooSlow  Reason = "too_slow"     // no progress for the write timeout
+	TooSlow  Reason = "too_slow"     // no progress, or no sign of life of its machine, for the write timeout
 	SlowSum  Reason = "slow_bytes"   // the slow players together hold too much; this one had not read for the longest time
 	Kicked   Reason = "kicked"       // an operator asked for it
 	Shutdown Reason = "shutdown"     // the node stops

@@ -230,6 +230,9 @@ func (r *socketReader) serve(s *Session) {
 	err := s.raw.Read(r.recv)
 	switch {
 	case err == nil && errors.Is(r.err, syscall.EAGAIN):
+	case err == nil && errors.Is(r.err, syscall.ETIMEDOUT): // TCP has given up its machine, see prepare
+		s.e.reader.drop(s)
+		s.End(TooSlow)
 	case err != nil, r.err != nil, r.n == 0, !s.hear(r.buf[:r.n]):
 		s.e.reader.drop(s)
 		s.End(Left)

@@ -62,6 +62,33 @@ func TestLeavingAStalledStreamIsNoticed(t *testing.T) {
 	}
 }
 
+// A player that TCP has given up, because its machine takes and says nothing, did not
+// leave.
+func TestGivenUpByTCP(t *testing.T) {
+	e := testEngine(t)
+	s := newSource(t)
+	near, _ := tcpPair(t) // the far end does not read
+	p := &player{done: make(chan Result, 1)}
+	var err error
+	if p.Session, err = e.Add(Player{
+		Conn: near, Stream: s.s, Format: FLV{}, Limits: Limits{MaxLag: time.Minute, WriteTimeout: 50 * time.Millisecond}, Read: says(true),
+		Done: func(r Result) { p.done <- r },
+	}); err != nil {
+		t.Fatal(err)
+	}
+	raw, _ := near.SyscallConn()
+	_ = raw.Write(func(fd uintptr) bool { // the stream itself stalls: nobody else writes
+		for b := make([]byte, 64<<10); ; {
+			if n, err := sendNow(fd, b); n == 0 || err != nil {
+				return true
+			}
+		}
+	})
+	if r := p.result(t); r.Reason != TooSlow {
+		t.Errorf("%+v", r)
+	}
+}
+
 // owned is a TCP connection whose descriptor the engine has for itself.
 type owned struct {
 	*net.TCPConn
