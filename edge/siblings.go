@@ -28,7 +28,8 @@ type siblings struct {
 	dial         func(ctx context.Context, index int) (net.Conn, error)
 	stop         context.CancelFunc
 	looking      sync.WaitGroup
-	pulse        pulse // of this worker
+	pulse        pulse         // of this worker
+	waits        chan struct{} // capacity 1; gets a token when there is a watch
 
 	mu      sync.Mutex
 	watches map[*watch]struct{} // guarded by mu
@@ -40,7 +41,7 @@ const lookEvery = 500 * time.Millisecond
 func newSiblings(e *Edge, o Options) *siblings {
 	s := &siblings{
 		edge: e, index: o.Index, count: max(o.Count, 1), dial: o.DialSibling,
-		watches: map[*watch]struct{}{},
+		waits: make(chan struct{}, 1), watches: map[*watch]struct{}{},
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop
@@ -142,6 +143,10 @@ func (s *siblings) watch(key string, source int, act func()) *watch {
 		s.mu.Lock()
 		s.watches[w] = struct{}{}
 		s.mu.Unlock()
+		select {
+		case s.waits <- struct{}{}:
+		default: // told already
+		}
 	}
 	return w
 }
@@ -154,21 +159,30 @@ func (w *watch) stop() {
 	delete(w.s.watches, w)
 }
 
-// look notices siblings that come to life, while anything waits for one.
+// look notices siblings that come to life, while anything waits for one: a worker that
+// has nothing to wait for is not woken.
 func (s *siblings) look(ctx context.Context) {
-	ticker := time.NewTicker(lookEvery)
-	defer ticker.Stop()
+	timer := time.NewTimer(lookEvery)
+	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
-			s.lookOnce(ctx)
+		case <-s.waits:
+		}
+		for again := true; again; again = s.lookOnce(ctx) {
+			timer.Reset(lookEvery) // not at once: it has only just been found wanting
+			select {
+			case <-ctx.Done():
+				return
+			case <-timer.C:
+			}
 		}
 	}
 }
 
-func (s *siblings) lookOnce(ctx context.Context) {
+// lookOnce looks, and reports whether it may have to again.
+func (s *siblings) lookOnce(ctx context.Context) bool {
 	wanted := map[int][]*watch{}
 	s.mu.Lock()
 	for w := range s.watches {
@@ -187,6 +201,7 @@ func (s *siblings) lookOnce(ctx context.Context) {
 			}
 		}
 	}
+	return len(wanted) > 0
 }
 
 // workerAlivePath is where a worker answers that it lives.
