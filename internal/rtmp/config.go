@@ -178,10 +178,12 @@ const (
 	// trusted is the declared size up to which the memory of an authorised
 	// peer's message is taken at once.
 	trusted = 256 << 10
-	// Read buffers. A server has a thousand publishers, whose frames are larger than
-	// the small one and are read past it; a client reads one stream for many.
-	smallBuffer = 4 << 10
-	largeBuffer = 16 << 10
+	// Read buffers. A server has a thousand publishers, of whom a frame of 1 Mbit/s comes with
+	// one read, and larger ones past the buffer; a client reads one stream for many, and at an
+	// edge what 120 ms of 1 Mbit/s are.
+	smallBuffer     = 4 << 10 // of those who have not said what they want
+	publisherBuffer = 8 << 10
+	clientBuffer    = 32 << 10
 )
 
 func (c *ServerConfig) strangerLimits() chunk.Limits {
@@ -194,7 +196,7 @@ func (c *ServerConfig) strangerLimits() chunk.Limits {
 func (c *ServerConfig) publisherLimits() chunk.Limits {
 	return chunk.Limits{
 		MaxMessage: int(c.MaxMessage), MaxCommand: int(c.MaxCommand), MaxPending: int(c.MaxUnfinished),
-		MaxChunkStreams: c.MaxChunkStreams, Trusted: trusted, Buffer: smallBuffer,
+		MaxChunkStreams: c.MaxChunkStreams, Trusted: trusted, Buffer: publisherBuffer,
 	}
 }
 
@@ -205,7 +207,7 @@ func (c *ServerConfig) amfLimits() amf.Limits {
 func (c *ClientConfig) limits() chunk.Limits {
 	return chunk.Limits{
 		MaxMessage: int(c.MaxMessage), MaxCommand: 64 << 10, MaxPending: 2 * int(c.MaxMessage),
-		MaxChunkStreams: 64, Trusted: trusted, Buffer: largeBuffer,
+		MaxChunkStreams: 64, Trusted: trusted, Buffer: clientBuffer,
 	}
 }
 
