@@ -52,10 +52,11 @@ type Edge struct {
 	fetcher  *fetcher
 	ctx      context.Context
 	cancel   context.CancelFunc
-	running  sync.WaitGroup // relays
+	running  sync.WaitGroup // relays, and players on their way here
 
 	mu       sync.Mutex
 	relays   map[string]*relay     // guarded by mu; by stream key
+	coming   map[string]int        // guarded by mu; players that other workers pass and that are not here yet, by stream key
 	forwards map[*forward]struct{} // guarded by mu
 	stopped  bool                  // guarded by mu
 }
@@ -123,7 +124,7 @@ func New(cfg Config, o Options) *Edge {
 		health:  newHealth(cfg.Pull.Eject),
 		epochs:  newEpochs(),
 		tcp:     newDialer(cfg.Pull),
-		relays:  map[string]*relay{}, forwards: map[*forward]struct{}{},
+		relays:  map[string]*relay{}, coming: map[string]int{}, forwards: map[*forward]struct{}{},
 	}
 	if e.beat = o.Beat; e.beat == nil {
 		e.beat = func(bool) (every, at time.Duration) { return 0, 0 }

@@ -58,13 +58,29 @@ func (e *Edge) Pass(ctx context.Context, k vhost.Key, remote netip.AddrPort) fun
 	}
 }
 
-// wantsPlayer reports whether a stream has few players, and there is nothing against its
-// having one more here.
-func (e *Edge) wantsPlayer(key string) bool {
+// wantsPlayer reports whether a stream has few players, those who are on their way here
+// among them, and there is nothing against its having one more here. That one is on its
+// way until came is called, for which Close waits.
+func (e *Edge) wantsPlayer(key string) (came func(), ok bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	r := e.relays[key]
-	return !e.stopped && (r == nil || r.players < fewPlayers)
+	players := e.coming[key]
+	if r := e.relays[key]; r != nil {
+		players += r.players
+	}
+	if e.stopped || players >= fewPlayers {
+		return nil, false
+	}
+	e.coming[key]++
+	e.running.Add(1)
+	return func() {
+		defer e.running.Done()
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		if e.coming[key]--; e.coming[key] == 0 {
+			delete(e.coming, key)
+		}
+	}, true
 }
 
 // passHandler takes the players that other workers offer.
@@ -75,20 +91,36 @@ type passHandler struct {
 	adoptions *httpserver.Adoptions
 }
 
-// ServeHTTP answers an offer, and takes the connection.
+// ServeHTTP answers an offer, and takes the connection. Many offers are answered before
+// the first of the players is here (thousands come at once to a node that has just
+// begun), so a yes holds what it counts on.
 func (h *passHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	refuse := func() { w.WriteHeader(http.StatusServiceUnavailable) }
 	k, err := vhost.ParseKey(r.FormValue("key"))
-	remote, _ := netip.ParseAddr(r.FormValue("remote"))
-	if err != nil || !h.open.HasPlace(remote) || !h.door.HasRoom(k) ||
-		!h.edge.wantsPlayer(k.String()) || !h.edge.siblings.pulse.steady(time.Now()) {
-		w.WriteHeader(http.StatusServiceUnavailable)
+	if err != nil || !h.door.HasRoom(k) || !h.edge.siblings.pulse.steady(time.Now()) {
+		refuse()
 		return
 	}
+	remote, _ := netip.ParseAddr(r.FormValue("remote"))
+	leave, ok := h.open.Hold(remote)
+	if !ok {
+		refuse()
+		return
+	}
+	defer leave()
+	came, ok := h.edge.wantsPlayer(k.String())
+	if !ok {
+		refuse()
+		return
+	}
+	defer came()
 	from, _, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		return // the other worker is gone
 	}
 	defer from.Close()
+	stop := context.AfterFunc(h.edge.ctx, func() { from.Close() })
+	defer stop()
 	if from.SetDeadline(time.Now().Add(aliveWithin)) != nil {
 		return
 	}
@@ -100,5 +132,6 @@ func (h *passHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.edge.log.Info("a player that was offered did not come", "stream", k.String(), "err", err)
 		return
 	}
+	leave() // for the connection itself
 	h.adoptions.Adopt(c, read)
 }

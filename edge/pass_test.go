@@ -4,10 +4,15 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/url"
+	"runtime"
 	"testing"
+	"time"
 
 	"weir/internal/flv"
+	"weir/internal/limit"
 	"weir/internal/session"
 	"weir/internal/vhost"
 )
@@ -75,9 +80,12 @@ func TestFewPlayersAreAtOneWorker(t *testing.T) {
 	if got := first.sessions("play"); got != fewPlayers || second.sessions("play") != 0 || n.pulling() != 1 {
 		t.Fatalf("%d players at the worker that pulls, %d at the other, %d pulls", got, second.sessions("play"), n.pulling())
 	}
-	if got := second.opened.Connections(); got != 0 {
-		t.Errorf("%d connections are left at the other worker", got)
-	}
+	eventually(t, "connections at the other worker", func() error { // it closes its own behind the player
+		if got := second.opened.Connections(); got != 0 {
+			return fmt.Errorf("%d are left", got)
+		}
+		return nil
+	})
 
 	more := browse(t, second.point, "demo")
 	more.until(6)
@@ -171,4 +179,51 @@ func TestOffersOfNothing(t *testing.T) {
 			t.Errorf("answered %q, %v", got, err)
 		}
 	})
+}
+
+// offer offers a worker a player of demo, who does not come. It returns the connection,
+// nil if the worker does not want the player.
+func offer(t *testing.T, n *team, to int) net.Conn {
+	t.Helper()
+	c := n.workers[1-to].edge.siblings.ask(t.Context(), to, workerOfferPath, url.Values{"key": {demo}, "remote": {"192.0.2.1"}})
+	if c != nil {
+		t.Cleanup(func() { c.Close() })
+	}
+	return c
+}
+
+// A worker that is offered many players before the first of them is there takes no more
+// than it may have.
+func TestOffersOfACrowd(t *testing.T) {
+	f := func(name string, want int, limit func(c *limit.Config)) {
+		t.Run(name, func(t *testing.T) {
+			n := startTeam(t, "edge", 2, quick().upstreams("127.0.0.1:1"), nil)
+			first := n.workers[0].edge.siblings.order(demo)[0]
+			limits := Default().Limits
+			limit(&limits)
+			n.workers[first].opened.SetLimits(limits)
+			begun := time.Now()
+			var wanted []net.Conn
+			for range want + 1 {
+				if c := offer(t, n, first); c != nil {
+					wanted = append(wanted, c)
+				}
+			}
+			if time.Since(begun) > aliveWithin/2 {
+				t.Skip("the worker has waited long enough for the first")
+			}
+			if len(wanted) != want {
+				t.Fatalf("it wants %d, want %d", len(wanted), want)
+			}
+			wanted[0].Close() // without the player
+			within(t, "another offer", func() {
+				for offer(t, n, first) == nil {
+					runtime.Gosched()
+				}
+			})
+		})
+	}
+	f("of a stream", fewPlayers, func(*limit.Config) {})
+	f("of all", 2, func(c *limit.Config) { c.MaxConnections = 2 })
+	f("from an address", 2, func(c *limit.Config) { c.MaxConnectionsPerAddress = 2 })
 }

@@ -148,14 +148,10 @@ func (g *Gate) admit(remote netip.Addr, first bool) (release func(), err error) 
 	return release, err
 }
 
-// HasPlace reports whether Acquire would find a place now.
-func (g *Gate) HasPlace(remote netip.Addr) bool {
+// Hold is Acquire for a connection that is still to come and is counted then.
+func (g *Gate) Hold(remote netip.Addr) (release func(), ok bool) {
 	release, err := g.acquire(remote)
-	if err != nil {
-		return false
-	}
-	release()
-	return true
+	return release, err == nil
 }
 
 // acquire is Acquire that counts nothing.

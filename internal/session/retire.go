@@ -29,8 +29,9 @@ func (o *OpenDoor) Retire() {
 // SetLimits makes other limits count for connections to come.
 func (o *OpenDoor) SetLimits(c limit.Config) { o.gate.SetLimits(c) }
 
-// HasPlace reports whether one more connection from an address is within the limits.
-func (o *OpenDoor) HasPlace(remote netip.Addr) bool { return o.gate.HasPlace(remote) }
+// Hold keeps a place within the limits for a connection from an address that is to come
+// through Adoptions, until release is called. It reports false if there is none.
+func (o *OpenDoor) Hold(remote netip.Addr) (release func(), ok bool) { return o.gate.Hold(remote) }
 
 // Connections returns how many connections are open, with or without a session.
 func (o *OpenDoor) Connections() int { return o.gate.Open() }
