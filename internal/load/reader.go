@@ -34,6 +34,7 @@ type Reader struct {
 
 	statfs func(path string, s *unix.Statfs_t) error // unix.Statfs but in tests
 	clock  func(pid int) (time.Duration, error)      // quiet.CPUTime but in tests
+	size   func(name string) (uint64, error)         // quiet.FileSize but in tests
 }
 
 // settled is what was read of things that hardly ever change, to be read again after
@@ -68,7 +69,7 @@ func (r *Reader) settle() {
 // the process pid and what cfg names. It fails where there is no /proc or no such
 // process.
 func NewReader(root string, pid int, cfg Config) (*Reader, error) {
-	r := &Reader{root: root, interfaces: cfg.Network.Interfaces, disk: cfg.Disk.Path, statfs: unix.Statfs, clock: quiet.CPUTime}
+	r := &Reader{root: root, interfaces: cfg.Network.Interfaces, disk: cfg.Disk.Path, statfs: unix.Statfs, clock: quiet.CPUTime, size: quiet.FileSize}
 	fs, err := procfs.NewFS(filepath.Join(root, "proc"))
 	if err != nil {
 		return nil, fmt.Errorf("measure load: %w", err)
@@ -167,11 +168,13 @@ func (r *Reader) Process() (Usage, error) {
 }
 
 // descriptors returns how many descriptors the process has open. Since Linux 6.2 the
-// kernel gives it as the size of the directory; before that it is 0, and they are listed.
+// kernel gives it as the size of the directory. Before that it is 0, and where the process
+// is confined the question may be forbidden (statx(2), by seccomp rules that are older
+// than it): they are listed then.
 func (r *Reader) descriptors() (uint64, error) {
 	if r.kernel {
-		if n, err := quiet.FileSize(r.files.open); n > 0 || err != nil {
-			return n, err
+		if n, err := r.size(r.files.open); err == nil && n > 0 {
+			return n, nil
 		}
 	}
 	n, err := r.proc.FileDescriptorsLen()

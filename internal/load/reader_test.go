@@ -197,6 +197,23 @@ func TestProcess(t *testing.T) {
 	}
 }
 
+// Descriptors are listed where the kernel does not count them or may not be asked.
+func TestDescriptors(t *testing.T) {
+	r, _, _ := read(t, DefaultConfig())
+	r.kernel = true
+	f := func(n uint64, err error, want uint64) {
+		t.Helper()
+		r.size = func(string) (uint64, error) { return n, err }
+		if got, err := r.descriptors(); got != want || err != nil {
+			t.Errorf("%d, %v: got %d, %v, want %d", n, err, got, err, want)
+		}
+	}
+	f(17, nil, 17)
+	f(0, nil, 4)
+	f(0, unix.EPERM, 4)
+	f(0, unix.ENOSYS, 4)
+}
+
 func TestDisk(t *testing.T) {
 	cfg := DefaultConfig()
 	cfg.Disk.Path = "/data"
