@@ -1,6 +1,7 @@
 package httpserver
 
 import (
+	"bytes"
 	"net"
 	"sync"
 
@@ -11,7 +12,13 @@ import (
 // TCP connection with a GET request without a body, of a server that does not shut down.
 func (s *Server) CanPass(ctx *fasthttp.RequestCtx) bool {
 	c, ok := ctx.Conn().(*tcpConn)
-	return ok && ctx.IsGet() && len(ctx.Request.Body()) == 0 && len(ctx.Request.Header.RawHeaders()) > 0 && !c.run.isClosing()
+	return ok && ctx.IsGet() && !hasBody(&ctx.Request) && len(ctx.Request.Header.RawHeaders()) > 0 && !c.run.isClosing()
+}
+
+// hasBody reports whether there was, or may have been, anything behind a request's
+// headers. Chunks are not seen any more once they are read, however empty the body.
+func hasBody(r *fasthttp.Request) bool {
+	return len(r.Body()) > 0 || bytes.Contains(bytes.ToLower(r.Header.RawHeaders()), []byte("transfer-encoding"))
 }
 
 // Pass leaves a request, which CanPass, to another process: it calls f once, soon after

@@ -84,7 +84,11 @@ func TestPassFails(t *testing.T) {
 func TestCannotPass(t *testing.T) {
 	to := make(chan passed, 1)
 	n := start(t, setup{handler: passer(to, nil)})
-	for _, request := range []string{"HEAD /pass HTTP/1.1\nHost: h\n\n", "GET /pass HTTP/1.1\nHost: h\nContent-Length: 2\n\nhi"} {
+	for _, request := range []string{
+		"HEAD /pass HTTP/1.1\nHost: h\n\n",
+		"GET /pass HTTP/1.1\nHost: h\nContent-Length: 2\n\nhi",
+		"GET /pass HTTP/1.1\nHost: h\nTransfer-Encoding: chunked\n\n0\n\n",
+	} {
 		c := n.send(request)
 		contains(t, head(t, bufio.NewReader(c)), "HTTP/1.1 200 OK\r\n")
 		c.Close()
