@@ -70,6 +70,8 @@ type edgeMetrics struct {
 	carried     *metrics.Counter
 	loops       *metrics.Counter
 	older       *metrics.Counter
+	passed      *metrics.Counter
+	notPassed   *metrics.Counter
 }
 
 func newMetrics(set *metrics.Set) edgeMetrics {
@@ -82,6 +84,8 @@ func newMetrics(set *metrics.Set) edgeMetrics {
 		carried:     set.NewCounter("weir_forward_moved_total"),
 		loops:       set.NewCounter("weir_pull_loops_total"),
 		older:       set.NewCounter("weir_pull_earlier_owner_total"),
+		passed:      set.NewCounter("weir_players_passed_total"),
+		notPassed:   set.NewCounter("weir_players_pass_failed_total"),
 	}
 }
 

@@ -51,10 +51,17 @@ func (e *Edge) Pass(ctx context.Context, k vhost.Key, remote netip.AddrPort) fun
 	}
 	return func(conn *net.TCPConn, read []byte) error {
 		defer to.Close()
-		if err := to.SetDeadline(time.Now().Add(aliveWithin)); err != nil {
+		err := to.SetDeadline(time.Now().Add(aliveWithin))
+		if err == nil {
+			err = worker.PassConn(to, conn, read)
+		}
+		if err != nil {
+			e.metrics.notPassed.Inc()
+			e.log.Info("a player could not be passed to its worker", "stream", key, "worker", first, "err", err)
 			return err
 		}
-		return worker.PassConn(to, conn, read)
+		e.metrics.passed.Inc()
+		return nil
 	}
 }
 

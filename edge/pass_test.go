@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"runtime"
 	"testing"
@@ -89,6 +90,9 @@ func TestFewPlayersAreAtOneWorker(t *testing.T) {
 
 	more := browse(t, second.point, "demo")
 	more.until(6)
+	if got := second.edge.metrics.passed.Get(); got != fewPlayers/2 {
+		t.Errorf("%d players counted as passed, want %d", got, fewPlayers/2)
+	}
 	if got := second.sessions("play"); got != 1 || n.pulling() != 2 {
 		t.Errorf("%d of many players at the other worker, %d pulls", got, n.pulling())
 	}
@@ -179,6 +183,45 @@ func TestOffersOfNothing(t *testing.T) {
 			t.Errorf("answered %q, %v", got, err)
 		}
 	})
+}
+
+// A player whose worker has died since its yes is counted as such, and told to come again.
+func TestPassToNobody(t *testing.T) {
+	n := startTeam(t, "edge", 2, quick().upstreams("127.0.0.1:1"), nil)
+	order := n.workers[0].edge.siblings.order(demo)
+	first, second := n.workers[order[0]], n.workers[order[1]]
+	k, err := vhost.ParseKey(demo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pass := second.edge.Pass(t.Context(), k, netip.MustParseAddrPort("192.0.2.1:1"))
+	if pass == nil {
+		t.Fatal("nobody wants the player")
+	}
+	first.kill()
+	if pass(conn(t), []byte("GET / HTTP/1.1\r\n\r\n")) == nil || second.edge.metrics.notPassed.Get() != 1 || second.edge.metrics.passed.Get() != 0 {
+		t.Errorf("%d players passed to nobody, %d failed", second.edge.metrics.passed.Get(), second.edge.metrics.notPassed.Get())
+	}
+}
+
+// conn returns a connection of a client.
+func conn(t *testing.T) *net.TCPConn {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	client, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close(); c.Close() })
+	return c.(*net.TCPConn)
 }
 
 // offer offers a worker a player of demo, who does not come. It returns the connection,
