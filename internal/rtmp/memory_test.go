@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"weir/internal/rtmp/amf"
+	"weir/internal/rtmp/chunk"
 )
 
 // parked is a script whose peer stays silent at its end until it is released.
@@ -62,7 +63,8 @@ func TestSessionMemory(t *testing.T) {
 					_ = c.AcceptPlay()
 					l := newListener()
 					c.Hear(nil, l)
-					l.hasLeft(c) // the buffers are gone then
+					c.Hear(msg(4, chunk.TypeAudio, 1, []byte{0xaf, 1, 2}), l) // as no player does
+					l.hasLeft(c)                                              // the buffers are gone then
 					players.Store(c, true)
 					idle.Done()
 				}

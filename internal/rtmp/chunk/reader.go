@@ -92,6 +92,7 @@ func (r *Reader) Rest() {
 	if r.lent == nil {
 		r.scratch = nil
 	}
+	r.slab = media.Slab{}
 }
 
 // Received returns the number of bytes taken from the underlying reader, which
