@@ -1,6 +1,7 @@
 package session
 
 import (
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -8,7 +9,7 @@ import (
 
 // tidy gives memory back to the system after many players have joined: each join
 // takes several times the memory that a player needs from then on, and Go would keep
-// most of it for minutes. That costs one collection. Safe for concurrent use.
+// most of it for minutes. That costs two collections. Safe for concurrent use.
 type tidy struct {
 	free func() // static; gives the memory back
 
@@ -26,7 +27,12 @@ const (
 	tidyEvery = time.Minute // at most
 )
 
-func newTidy() *tidy { return &tidy{free: debug.FreeOSMemory} }
+func newTidy() *tidy {
+	return &tidy{free: func() {
+		runtime.GC() // pools let go of what the joins used only with the second one
+		debug.FreeOSMemory()
+	}}
+}
 
 // joined counts a join.
 func (d *tidy) joined() {
