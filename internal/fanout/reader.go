@@ -82,9 +82,9 @@ func (r *reader) add(s *Session) bool {
 		return false
 	}
 	id := r.next.Add(1)
-	s.watched.Store(id)
 	r.mu.Lock()
 	r.sessions[id] = s
+	s.watched.Store(id) // behind the entry, for a remove that comes now to find it
 	r.mu.Unlock()
 	if s.isOver() { // and its remove may have come before
 		r.remove(s)
