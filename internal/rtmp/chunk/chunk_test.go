@@ -282,6 +282,55 @@ func TestMemoryFollowsArrival(t *testing.T) {
 	}
 }
 
+// TestNothingIsKeptWithATag: what a peer sends between tags that are kept, and that is of
+// no use to anybody, is not kept with them, as a log of so many bytes must be able to say.
+func TestNothingIsKeptWithATag(t *testing.T) {
+	const tags = 500
+	f := func(name string, between func(w *wire)) {
+		t.Helper()
+		w := new(wire).chunkSize(4000)
+		for range tags {
+			w.full(4, 0, 20, TypeAudio, 1).payload(20, 'a')
+			between(w)
+		}
+		r := NewReader(bytes.NewReader(w.b), testLimits())
+		var before, after runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&before)
+		var kept []media.Tag
+		for {
+			m, err := r.ReadMessage()
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if m.Type == TypeAudio {
+				kept = append(kept, m.Tag)
+			}
+		}
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		if each := (int(after.HeapAlloc) - int(before.HeapAlloc)) / tags; each > 1000 || len(kept) != tags {
+			t.Errorf("%s: each of %d tags of 20 bytes keeps %d", name, len(kept), each)
+		}
+		runtime.KeepAlive(w)
+		runtime.KeepAlive(kept)
+	}
+	f("nothing", func(*wire) {})
+	f("data", func(w *wire) { // such as onStatus
+		for range 4 {
+			w.full(5, 0, 4000, TypeData, 1).payload(4000, 'd')
+		}
+	})
+	f("messages that are aborted", func(w *wire) {
+		for range 4 {
+			w.full(5, 0, 4001, TypeVideo, 1).payload(4000, 'v').full(2, 0, 4, TypeAbort, 0).time(5)
+		}
+	})
+}
+
 // cut drops the last n bytes.
 func (w *wire) cut(n int) *wire { w.b = w.b[:len(w.b)-n]; return w }
 

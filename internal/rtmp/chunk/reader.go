@@ -39,6 +39,7 @@ type Reader struct {
 	lent    []byte // payload of the message returned last, if it was not a tag
 	scratch []byte // empty buffer for the next command
 	slab    media.Slab
+	apart   bool // the peer takes messages back: each tag has memory of its own
 
 	// leavesOut is the peer's habit, learned from its first type-3 chunk that
 	// tells: no extended timestamp there.
@@ -153,6 +154,7 @@ func (r *Reader) abort(p []byte) error {
 		return protocolError("Abort of %d bytes", len(p))
 	}
 	if cs := r.find(binary.BigEndian.Uint32(p)); cs != nil && cs.open {
+		r.apart = true
 		r.pending -= cs.held
 		cs.open, cs.body, cs.got, cs.held = false, nil, 0, 0
 	}
@@ -352,9 +354,11 @@ func (r *Reader) open(cs *chunkStream) error {
 		return err
 	}
 	switch {
-	case isTag(cs.typ):
+	case cs.typ != TypeData && isTag(cs.typ) && !r.apart:
+		// Of those who share memory, all are kept for the same time: much data is for
+		// nobody, and would be kept with the frames beside it.
 		cs.body = r.slab.Make(size)
-	case cap(r.scratch) >= size:
+	case !isTag(cs.typ) && cap(r.scratch) >= size:
 		cs.body, r.scratch = r.scratch[:size], nil
 	default:
 		cs.body = make([]byte, size)
