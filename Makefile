@@ -59,7 +59,7 @@ bin/chaos: build
 all-chaos: test-chaos
 	$(MAKE) --no-print-directory chaos chaos-etcd
 
-bench: build ## Measure what players cost an edge, in seven minutes, and write docs/performance-table.md (fewer players: BENCH_SCALE=25)
+bench: build ## Measure what players cost an edge, in eight minutes, and write docs/performance-table.md (fewer players: BENCH_SCALE=25)
 	scripts/bench.sh $(ARGS) > docs/performance-table.md.new
 	mv docs/performance-table.md.new docs/performance-table.md
 

@@ -5,7 +5,7 @@
 # Discovery, an origin and an edge run as processes of their own, on ports from
 # BENCH_PORT (default 27000) on; the edge is started anew for each run, so that
 # its memory is that of the run's players alone. Without arguments all runs are
-# made, which takes some seven minutes. BENCH_SCALE (default 100) is the percentage
+# made, which takes some eight minutes. BENCH_SCALE (default 100) is the percentage
 # of the players, for smaller machines; BENCH_JSON is a folder to keep the raw
 # results in.
 set -euo pipefail
@@ -22,6 +22,7 @@ ulimit -n "$(ulimit -Hn)"
 discovery=127.0.0.1:$((base + 1))
 origin_rtmp=127.0.0.1:$((base + 2)) origin_http=127.0.0.1:$((base + 3)) origin_admin=$((base + 4))
 edge_rtmp=127.0.0.1:$((base + 5)) edge_http=127.0.0.1:$((base + 6)) edge_admin=$((base + 7))
+edge_https=127.0.0.1:$((base + 8)) tls=
 running=()
 
 cleanup() {
@@ -81,7 +82,7 @@ edge() {
 		role: edge
 		node: {id: bench-edge}
 		rtmp: {listen: "$edge_rtmp"}
-		http: {listen: "$edge_http"}
+		http: {listen: "$edge_http"$tls}
 		admin: {listen: "127.0.0.1:$edge_admin"}
 		advertise: {rtmp: "$edge_rtmp", http: "$edge_http"}
 		discovery: {urls: ["http://$discovery"]}
@@ -92,12 +93,20 @@ edge() {
 	ready "$edge_admin"
 }
 
+# certificate makes one, and has the edge listen for TLS with it from now on.
+certificate() {
+	(cd "$work" && go run "$(go env GOROOT)/src/crypto/tls/generate_cert.go" --host 127.0.0.1 --ecdsa-curve P256 --duration 24h) 2>/dev/null
+	tls=", tls: {listen: \"$edge_https\", cert_file: \"$work/cert.pem\", key_file: \"$work/key.pem\"}"
+}
+
 only=("$@")
+wanted() { [ "${#only[@]}" -eq 0 ] || [[ " ${only[*]} " == *" $1 "* ]]; }
+
 # run NAME PLAY URL [OPTION...] measures once, with a fresh edge.
 run() {
 	name=$1 play=$2 url=$3
 	shift 3
-	if [ "${#only[@]}" -gt 0 ] && [[ " ${only[*]} " != *" $name "* ]]; then return 0; fi
+	wanted "$name" || return 0
 	echo "== $name" >&2
 	edge "$play"
 	pid=${running[-1]}
@@ -116,6 +125,11 @@ run flv-2000 "" "$flv" -n "$(n 2000)" --floor
 run flv-2000-350ms "max_latency: 350ms" "$flv" -n "$(n 2000)" --floor --floor-interval 350ms
 run ws-2000 "" "$ws" -n "$(n 2000)"
 run rtmp-2000 "" "$rtmp" -n "$(n 2000)"
+if wanted https-1000; then
+	certificate
+	run https-1000 "" "https://$edge_https/live" -n "$(n 1000)" --insecure --ramp 200
+	tls=
+fi
 run flv-10000 "" "$flv" -n "$(n 10000)" --floor --floor-interval 120ms
 run streams-1x5000 "" "$flv" -n "$(n 5000)"
 run streams-1000x5 "" "$flv" -n "$(n 5000)" -m "$(n 1000)"

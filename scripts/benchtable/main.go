@@ -37,12 +37,23 @@ var runs = []struct{ name, work string }{
 	{"flv-2000-350ms", "HTTP-FLV, `play.max_latency: 350ms`"},
 	{"ws-2000", "WebSocket-FLV"},
 	{"rtmp-2000", "RTMP"},
+	{"https-1000", "HTTP-FLV under TLS"},
 	{"flv-10000", "HTTP-FLV, many players"},
 	{"streams-1x5000", "HTTP-FLV, one stream"},
 	{"streams-1000x5", "HTTP-FLV, many streams"},
 	{"slow-2", "HTTP-FLV, before the slow ones"},
 	{"slow-500", "HTTP-FLV, before the stalled ones"},
 	{"crowd-5000", "HTTP-FLV, before the crowd"},
+}
+
+// work returns what a run stands for.
+func work(name string) string {
+	for _, run := range runs {
+		if run.name == name {
+			return run.work
+		}
+	}
+	return name
 }
 
 // read returns the results by name. Runs that were not made are missing.
@@ -106,11 +117,12 @@ func writeRatios(p printer, results map[string]*bench.Report) {
 		if r == nil || to == nil || to.Window.CPUPerGB == 0 {
 			return
 		}
-		p("| %s, %d × %d players | %s, %d × %d | **%.2f** |", r.Protocol, r.Streams, r.Players/r.Streams,
-			to.Protocol, to.Streams, to.Players/to.Streams, r.Window.CPUPerGB/to.Window.CPUPerGB)
+		p("| %s, %d × %d players | %s, %d × %d | **%.2f** |", work(name), r.Streams, r.Players/r.Streams,
+			work(base), to.Streams, to.Players/to.Streams, r.Window.CPUPerGB/to.Window.CPUPerGB)
 	}
 	against("ws-2000", "flv-2000")
 	against("rtmp-2000", "flv-2000")
+	against("https-1000", "slow-2") // before its slow ones came
 	against("streams-1000x5", "streams-1x5000")
 }
 

@@ -40,7 +40,7 @@ func TestPage(t *testing.T) {
 	page := b.String()
 	for _, want := range []string{
 		"| HTTP-FLV, 2000 players | bare loop of sends every 120 ms, same run | **1.25** |",
-		"| rtmp, 1 × 2000 players | http-flv, 1 × 2000 | **1.20** |",
+		"| RTMP, 1 × 2000 players | HTTP-FLV, 1 × 2000 | **1.20** |",
 		"| every 120 ms | 2000 | 0.400 |",
 		"## Slow players", "| 1000 | 5000 in 5 s |",
 	} {
@@ -56,7 +56,7 @@ func TestRunsOfTheScript(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	made := regexp.MustCompile(`(?m)^run (\S+)`).FindAllStringSubmatch(string(script), -1)
+	made := regexp.MustCompile(`(?m)^\s*run (\S+)`).FindAllStringSubmatch(string(script), -1)
 	if len(made) != len(runs) {
 		t.Fatalf("the script makes %d runs, the page has %d", len(made), len(runs))
 	}
