@@ -18,7 +18,8 @@ import (
 //
 // A pages belongs to one goroutine. The zero value is ready.
 type pages struct {
-	file int   // descriptor, 0 before the first block
+	open bool  // there is a file
+	file int   // its descriptor
 	err  error // why it cannot be had here
 	told bool  // trouble has returned err
 }
@@ -44,13 +45,11 @@ func (p *pages) put(b []byte) bool {
 	if p.err != nil {
 		return false
 	}
-	if p.file == 0 {
-		f, err := unix.MemfdCreate("weir-fanout", unix.MFD_CLOEXEC)
-		if err != nil {
-			p.err = errors.Join(errNoPages, err)
+	if !p.open {
+		if p.file, p.err = memoryFile(); p.err != nil {
 			return false
 		}
-		p.file = f
+		p.open = true
 	}
 	// Neither call can block; entering Go's scheduler would wake its watcher thread.
 	if _, _, errno := unix.RawSyscall(unix.SYS_FTRUNCATE, uintptr(p.file), 0, 0); errno != 0 {
@@ -102,8 +101,22 @@ func (p *pages) trouble() error {
 
 // close frees the file.
 func (p *pages) close() {
-	if p.file != 0 {
+	if p.open {
 		_ = unix.Close(p.file)
-		p.file = 0
+		p.open = false
 	}
+}
+
+// memoryFile opens a file in memory.
+func memoryFile() (int, error) {
+	// Without a word about execution Linux from 6.3 on complains in its log; before, it
+	// does not know the word.
+	f, err := unix.MemfdCreate("weir-fanout", unix.MFD_CLOEXEC|unix.MFD_NOEXEC_SEAL)
+	if errors.Is(err, unix.EINVAL) {
+		f, err = unix.MemfdCreate("weir-fanout", unix.MFD_CLOEXEC)
+	}
+	if err != nil {
+		return -1, errors.Join(errNoPages, err)
+	}
+	return f, nil
 }

@@ -20,7 +20,7 @@ type Playing interface {
 	// Control does what the player wishes.
 	Control(PlayControl)
 	// Leave ends the session: the player has closed its stream, or said what no
-	// player says. It is called once at most, and not after Deafen.
+	// player says. It is called once at most.
 	Leave()
 }
 
@@ -73,8 +73,8 @@ func (e *ears) hear(said []byte, read func()) (full bool) {
 	return false
 }
 
-// Deafen ends the reading of what the player says; Playing is not called any more when it
-// returns. Safe for concurrent use, but not for Playing.
+// Deafen ends the reading of what the player says, and waits for it. Safe for concurrent
+// use, but not for Playing.
 func (c *ServerConn) Deafen() {
 	e := c.ears
 	e.mu.Lock()
