@@ -95,7 +95,7 @@ edge() {
 
 # certificate makes one, and has the edge listen for TLS with it from now on.
 certificate() {
-	(cd "$work" && go run "$(go env GOROOT)/src/crypto/tls/generate_cert.go" --host 127.0.0.1 --ecdsa-curve P256 --duration 24h) 2>/dev/null
+	(cd "$work" && go run "$(go env GOROOT)/src/crypto/tls/generate_cert.go" --host 127.0.0.1 --ecdsa-curve P256 --duration 24h) 2>"$work/certificate.log"
 	tls=", tls: {listen: \"$edge_https\", cert_file: \"$work/cert.pem\", key_file: \"$work/key.pem\"}"
 }
 

@@ -44,8 +44,8 @@ const maxSaid = 64 << 10
 func newEars() *ears { return &ears{more: make(chan struct{}, 1)} }
 
 // Hear takes what the player has sent since AcceptPlay, piece by piece; nothing, at
-// first, has what came with the request be read. It does not wait: p is called by another
-// goroutine, one at a time. After Leave and Deafen it does nothing. Safe for concurrent use.
+// first, has what came with the request be read. It does not wait: p is called by a
+// goroutine that reads, but for Leave of a player that says too much at a time. After Leave and Deafen it does nothing. Safe for concurrent use.
 func (c *ServerConn) Hear(said []byte, p Playing) {
 	if c.ears.hear(said, func() { c.listen(p) }) {
 		p.Leave()

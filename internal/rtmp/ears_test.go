@@ -11,6 +11,22 @@ import (
 	"weir/internal/rtmp/chunk"
 )
 
+// playCam is what a player says up to its request.
+var playCam = join(connectCall("live"), call(0, "createStream", 2, null), call(1, "play", 3, null, amf.Str("cam")))
+
+// player returns the server of a player whose request, in what it says, was accepted.
+func player(t *testing.T, says ...[]byte) *ServerConn {
+	t.Helper()
+	c, _ := scripted(says...)
+	if _, err := c.ReadRequest(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.AcceptPlay(); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
 // listener is a player in a fan-out that there is not.
 type listener struct {
 	mu       sync.Mutex
@@ -88,20 +104,12 @@ func (l *listener) hasLeftNow() bool {
 // What a player says counts the same in whatever pieces it comes, also with the end of
 // its request and in the middle of a chunk.
 func TestHearInPieces(t *testing.T) {
-	request := join(connectCall("live"), call(0, "createStream", 2, null), call(1, "play", 3, null, amf.Str("cam")))
 	said := join(call(1, "pause", 0, null, amf.Bool(true), amf.Num(1000)), call(1, "receiveAudio", 0, null, amf.Bool(false)),
 		call(1, "long", 0, null, amf.Str(strings.Repeat("x", 300))), // several chunks
 		msg(2, chunk.TypeUserControl, 0, []byte{0, 6, 1, 2, 3, 4}), call(1, "receiveVideo", 0, null, amf.Bool(false)))
 	var want []byte
 	for size := 1; size <= len(said)+1; size++ {
-		c, _ := scripted(join(request, said[:size/2]), said[size/2:])
-		if _, err := c.ReadRequest(); err != nil {
-			t.Fatal(err)
-		}
-		if err := c.AcceptPlay(); err != nil {
-			t.Fatal(err)
-		}
-		l := newListener()
+		c, l := player(t, join(playCam, said[:size/2]), said[size/2:]), newListener()
 		if overhear(c, l, size) {
 			t.Fatalf("pieces of %d: it left", size)
 		}
@@ -114,7 +122,7 @@ func TestHearInPieces(t *testing.T) {
 		if !bytes.Equal(l.injected, want) || len(want) == 0 {
 			t.Fatalf("pieces of %d: answers\n%s\nwant\n%s", size, trace(t, l.injected), trace(t, want))
 		}
-		if c.in.Between() != true || c.ears.said != nil {
+		if !c.in.Between() || c.ears.said != nil {
 			t.Fatalf("pieces of %d: something is left", size)
 		}
 	}
@@ -122,14 +130,7 @@ func TestHearInPieces(t *testing.T) {
 
 // A player that stops within a chunk is listened to until its session ends.
 func TestDeafen(t *testing.T) {
-	c, _ := scripted(join(connectCall("live"), call(0, "createStream", 2, null), call(1, "play", 3, null, amf.Str("cam"))))
-	if _, err := c.ReadRequest(); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.AcceptPlay(); err != nil {
-		t.Fatal(err)
-	}
-	l := newListener()
+	c, l := player(t, playCam), newListener()
 	c.Hear(call(1, "closeStream", 0)[:20], l)
 	c.Deafen()
 	c.Hear(call(1, "closeStream", 0)[20:], l)
@@ -140,14 +141,7 @@ func TestDeafen(t *testing.T) {
 
 // Somebody who sends a stream to a player's end is not kept waiting in memory.
 func TestHearTooMuch(t *testing.T) {
-	c, _ := scripted(join(connectCall("live"), call(0, "createStream", 2, null), call(1, "play", 3, null, amf.Str("cam"))))
-	if _, err := c.ReadRequest(); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.AcceptPlay(); err != nil {
-		t.Fatal(err)
-	}
-	l := newListener()
+	c, l := player(t, playCam), newListener()
 	c.Hear(make([]byte, maxSaid+1), l)
 	<-l.left
 	if c.ears.said != nil {

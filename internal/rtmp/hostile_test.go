@@ -244,14 +244,7 @@ func TestDeafClient(t *testing.T) {
 // TestPlayerFlood: answers for a player wait in memory, so a player that wants
 // many is cut.
 func TestPlayerFlood(t *testing.T) {
-	c, _ := scripted(join(connectCall("live"), call(0, "createStream", 2, null), call(1, "play", 3, null, amf.Str("cam"))),
-		bytes.Repeat(msg(2, chunk.TypeUserControl, 0, []byte{0, 6, 0, 0, 0, 0}), 10000))
-	if _, err := c.ReadRequest(); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.AcceptPlay(); err != nil {
-		t.Fatal(err)
-	}
+	c := player(t, playCam, bytes.Repeat(msg(2, chunk.TypeUserControl, 0, []byte{0, 6, 0, 0, 0, 0}), 10000))
 	l := newListener()
 	if !overhear(c, l, 4<<10) {
 		t.Error("it was not cut")
