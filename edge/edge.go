@@ -276,8 +276,11 @@ func (e *Edge) Play(ctx context.Context, req session.PlayRequest) (session.Feed,
 		return session.Feed{}, err
 	}
 	_, epoch, _ := r.state()
-	var once sync.Once
-	return session.Feed{Stream: r.stream, Epoch: epoch, Release: func() { once.Do(func() { r.detach(req.OnBeat) }) }}, nil
+	leave := r.leaveOffBeat
+	if req.OnBeat {
+		leave = r.leaveOnBeat
+	}
+	return session.Feed{Stream: r.stream, Epoch: epoch, Release: leave}, nil
 }
 
 // Streams lists what is pulled and what is forwarded, for the admin API. players

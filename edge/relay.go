@@ -27,6 +27,8 @@ type relay struct {
 	stream *stream.Stream
 	stop   context.CancelFunc
 	done   chan struct{} // closed when nothing of the relay is left
+	// detach for players on the beat and others: made once, for thousands of players.
+	leaveOnBeat, leaveOffBeat func()
 
 	// Guarded by edge.mu.
 	via     string // nodes that the players' requests came through; empty once one is this node's own
@@ -63,6 +65,7 @@ func (e *Edge) attach(t vhost.Target, via string, onBeat bool) (*relay, error) {
 			edge: e, key: key, target: t, via: via, stream: stream.New(e.cfg.Play.LogLimits()),
 			stop: cancel, done: make(chan struct{}), changed: make(chan struct{}), news: make(chan struct{}, 1),
 		}
+		r.leaveOnBeat, r.leaveOffBeat = func() { r.detach(true) }, func() { r.detach(false) }
 		e.epochs.use(key)
 		e.relays[key] = r
 		e.running.Go(func() { r.run(ctx) })
