@@ -13,17 +13,25 @@ import (
 
 // bareConn is a taken connection of which its owner uses the descriptor: all that Go
 // has for a connection, its addresses, its place in the poller and the timers of its
-// deadlines, is gone, which is a kilobyte for each player. It gets the poller back
-// when somebody has to wait for it, and keeps it then.
+// deadlines, is gone, which is a kilobyte for each player, and so is all that the server
+// knew of it but its place. It gets the poller back when somebody has to wait for it,
+// and keeps it then.
 //
 // Its methods are safe for concurrent use.
 type bareConn struct {
-	rec *record
+	place seat
 
+	fd   int32 // guarded by mu; -1 once it is closed
 	mu   sync.Mutex
-	fd   int      // guarded by mu; -1 once it is closed
 	file *os.File // guarded by mu; the same descriptor in the poller, nil until somebody waits
 }
+
+func (c *bareConn) seat() *seat   { return &c.place }
+func (c *bareConn) taken() bool   { return true }
+func (c *bareConn) is() connState { return stateTaken }
+
+// abort has its owner notice that the server stops.
+func (c *bareConn) abort() { _ = c.shutdown(unix.SHUT_RDWR) }
 
 // duplicate returns another descriptor of a connection's socket.
 func duplicate(c *net.TCPConn) (int, error) {
@@ -40,7 +48,7 @@ func duplicate(c *net.TCPConn) (int, error) {
 
 // Close closes the descriptor and gives the connection's place back, once.
 func (c *bareConn) Close() error {
-	if !c.rec.leave(fateKept) {
+	if !c.place.leave() {
 		return net.ErrClosed
 	}
 	c.mu.Lock()
@@ -50,7 +58,7 @@ func (c *bareConn) Close() error {
 	if file != nil {
 		return file.Close()
 	}
-	return os.NewSyscallError("close", unix.Close(fd))
+	return os.NewSyscallError("close", unix.Close(int(fd)))
 }
 
 // shutdown ends one or both directions of what flows over the connection.
@@ -78,7 +86,7 @@ func (c *bareConn) control(f func(fd int) error) error {
 	if c.fd < 0 {
 		return net.ErrClosed
 	}
-	return f(c.fd)
+	return f(int(c.fd))
 }
 
 // waiting returns what waits for the socket.

@@ -3,6 +3,7 @@ package httpserver
 import (
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,24 +26,61 @@ const (
 	stateTaken                   // hijacked: fasthttp is out of it
 )
 
-// member is a connection of the server as the registry sees it.
+// member is a connection as the registry has it.
 type member interface {
-	net.Conn
-	rec() *record
+	seat() *seat
+	// taken reports whether it is counted among those that were taken over. run.mu is held.
+	taken() bool
+	// is returns where the connection is in its life.
+	is() connState
 	// abort closes the connection at once, without the courtesies of Close.
 	abort()
 }
 
-// record is what the server knows of a connection. The connection types below
-// embed it beside the connection itself.
-type record struct {
+// connection is one as fasthttp has it.
+type connection interface {
+	net.Conn
+	member
+	rec() *record
+}
+
+// seat is a connection's place in the registry and at the gate.
+type seat struct {
 	// Static after construction.
 	run     *run
-	self    member
 	release func() // gives the place at the gate back
 
+	at   int32        // guarded by run.mu; index among run.conns, -1 outside of it
+	fate atomic.Int32 // fate
+}
+
+// fate says who closes a connection.
+type fate int32
+
+const (
+	fateOpen   fate = iota // whoever comes first
+	fateKept               // what Keep has made of it, which has the place now
+	fateClosed             // it is closed
+)
+
+// leave takes an open connection out of the registry and gives its place back, for the
+// caller to close it. It returns false if the connection is closed or kept.
+func (s *seat) leave() bool {
+	if !s.fate.CompareAndSwap(int32(fateOpen), int32(fateClosed)) {
+		return false
+	}
+	s.run.forget(s)
+	s.run.server.open.Add(-1)
+	s.release()
+	return true
+}
+
+// record is what the server knows of a connection that fasthttp has, or had. The
+// connection types below embed it beside the connection itself.
+type record struct {
+	place seat
+
 	state  atomic.Int32 // connState
-	fate   atomic.Int32 // fate
 	linger atomic.Bool  // the peer may still be sending a request that was refused
 
 	counted bool      // guarded by run.mu; among the taken connections
@@ -57,38 +95,20 @@ type record struct {
 	early []byte // bytes that were read behind the hijacked request
 }
 
-// fate says who closes a connection.
-type fate int32
-
-const (
-	fateOpen   fate = iota // whoever comes first
-	fateKept               // the owner of the bareConn alone
-	fateClosed             // it is closed
-)
-
-func (r *record) rec() *record { return r }
-
-// leave takes a connection of that fate out of the registry and gives its place
-// back, for the caller to close it. It returns false if the fate is another.
-func (r *record) leave(f fate) bool {
-	if !r.fate.CompareAndSwap(int32(f), int32(fateClosed)) {
-		return false
-	}
-	r.run.forget(r)
-	r.run.server.open.Add(-1)
-	r.release()
-	return true
-}
+func (r *record) rec() *record  { return r }
+func (r *record) seat() *seat   { return &r.place }
+func (r *record) taken() bool   { return r.counted }
+func (r *record) is() connState { return connState(r.state.Load()) }
 
 // write sends p under deadlines, as long as the connection speaks HTTP. Taken
 // connections have their owner's deadlines.
 func (r *record) write(conn net.Conn, p []byte) (n int, err error) {
-	if connState(r.state.Load()) == stateTaken {
+	if r.is() == stateTaken {
 		return conn.Write(p)
 	}
 	for {
 		piece := p[n:min(len(p), n+writePiece)]
-		if err := conn.SetWriteDeadline(time.Now().Add(r.run.server.cfg.WriteTimeout)); err != nil {
+		if err := conn.SetWriteDeadline(time.Now().Add(r.place.run.server.cfg.WriteTimeout)); err != nil {
 			return n, err
 		}
 		m, err := conn.Write(piece)
@@ -137,7 +157,7 @@ func (c *tcpConn) Read(p []byte) (int, error) {
 
 // ReadFrom keeps responses that fasthttp copies from a reader under deadlines.
 func (c *tcpConn) ReadFrom(r io.Reader) (int64, error) {
-	if connState(c.state.Load()) == stateTaken {
+	if c.is() == stateTaken {
 		return c.TCPConn.ReadFrom(r)
 	}
 	return io.Copy(struct{ io.Writer }{c}, r)
@@ -156,12 +176,12 @@ func (c *tcpConn) Close() error {
 func (c *tcpConn) abort() { _ = c.end() }
 
 func (c *tcpConn) end() error {
-	if c.leave(fateOpen) {
+	if c.place.leave() {
 		return c.TCPConn.Close()
 	}
-	c.run.mu.Lock()
+	c.place.run.mu.Lock()
 	kept := c.bare
-	c.run.mu.Unlock()
+	c.place.run.mu.Unlock()
 	if kept != nil { // its owner finds out
 		return kept.shutdown(unix.SHUT_RDWR)
 	}
@@ -172,25 +192,29 @@ func (c *tcpConn) end() error {
 // descriptor itself: nothing but its Close closes that, where it would otherwise write
 // to whatever file gets the number next. Close of the one before, and the server's
 // shutdown, then only shut the socket down, which the owner notices; nothing else may
-// be done with it. It returns false, and changes nothing, if the connection is closed
-// already, or kept, or no descriptor is left.
+// be done with it, and the server does not hold it any more. Keep returns false, and
+// changes nothing, if the connection is closed already, or kept, or no descriptor is
+// left.
 func (c *tcpConn) Keep() (net.Conn, bool) {
-	c.run.mu.Lock()
-	defer c.run.mu.Unlock()
-	if c.bare != nil {
+	r := c.place.run
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c.bare != nil || !c.counted {
 		return nil, false
 	}
 	fd, err := duplicate(c.TCPConn)
 	if err != nil {
 		return nil, false
 	}
-	if !c.fate.CompareAndSwap(int32(fateOpen), int32(fateKept)) { // closed meanwhile
+	if !c.place.fate.CompareAndSwap(int32(fateOpen), int32(fateKept)) { // closed meanwhile
 		unix.Close(fd)
 		return nil, false
 	}
 	_ = c.TCPConn.Close() // the socket lives on
-	c.TCPConn, c.bare = nil, &bareConn{rec: &c.record, fd: fd}
-	return c.bare, true
+	b := &bareConn{place: seat{run: r, release: c.place.release, at: c.place.at}, fd: int32(fd)}
+	r.conns[b.place.at] = b
+	c.TCPConn, c.bare = nil, b
+	return b, true
 }
 
 // lingerClose ends the sending side of c and reads what its peer still sends, for
@@ -225,7 +249,7 @@ func (c *tlsConn) Close() error {
 	if c.linger.CompareAndSwap(true, false) && c.CloseWrite() == nil {
 		lingerClose(c.NetConn())
 	}
-	if !c.leave(fateOpen) {
+	if !c.place.leave() {
 		return net.ErrClosed
 	}
 	return c.Conn.Close()
@@ -233,7 +257,7 @@ func (c *tlsConn) Close() error {
 
 // abort does not wait for the peer to take TLS's farewell.
 func (c *tlsConn) abort() {
-	if c.leave(fateOpen) {
+	if c.place.leave() {
 		_ = c.Abort()
 	}
 }
@@ -255,7 +279,7 @@ func (c *otherConn) Read(p []byte) (int, error) {
 
 // Close closes the connection and gives its place back, once.
 func (c *otherConn) Close() error {
-	if !c.leave(fateOpen) {
+	if !c.place.leave() {
 		return net.ErrClosed
 	}
 	return c.Conn.Close()
@@ -271,13 +295,13 @@ type run struct {
 	refusals sync.WaitGroup // refused connections that are being answered
 
 	mu      sync.Mutex
-	conns   map[*record]struct{} // guarded by mu
-	closing bool                 // guarded by mu; the run stops
+	conns   []member // guarded by mu; in no order
+	closing bool     // guarded by mu; the run stops
 }
 
 // join wraps an accepted connection and enters it into the registry.
-func (r *run) join(conn net.Conn, release func()) member {
-	var m member
+func (r *run) join(conn net.Conn, release func()) connection {
+	var m connection
 	switch c := conn.(type) {
 	case *net.TCPConn:
 		m = &tcpConn{TCPConn: c}
@@ -288,22 +312,27 @@ func (r *run) join(conn net.Conn, release func()) member {
 	default:
 		m = &otherConn{Conn: c}
 	}
-	rec := m.rec()
-	rec.run, rec.self, rec.release = r, m, release
+	s := m.seat()
+	s.run, s.release = r, release
 	r.mu.Lock()
-	r.conns[rec] = struct{}{}
+	s.at = int32(len(r.conns))
+	r.conns = append(r.conns, m)
 	r.mu.Unlock()
 	return m
 }
 
-func (r *run) forget(rec *record) {
+// forget takes a connection out of the registry.
+func (r *run) forget(s *seat) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.conns, rec)
-	if rec.counted {
-		rec.counted = false
+	if r.conns[s.at].taken() {
 		r.server.taken.Add(-1)
 	}
+	last := len(r.conns) - 1
+	r.conns[s.at] = r.conns[last]
+	r.conns[s.at].seat().at = s.at
+	r.conns[last] = nil
+	r.conns, s.at = r.conns[:last], -1
 }
 
 // markTaken notes that fasthttp is out of a connection. It reports whether the
@@ -312,7 +341,7 @@ func (r *run) markTaken(rec *record) (closing bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	rec.state.Store(int32(stateTaken))
-	if _, open := r.conns[rec]; open {
+	if rec.place.at >= 0 {
 		rec.counted = true
 		r.server.taken.Add(1)
 	}
@@ -330,11 +359,9 @@ func (r *run) closeWhere(states ...connState) {
 	r.mu.Lock()
 	r.closing = true // from now on, whoever makes a connection idle or taken closes it
 	var doomed []member
-	for rec := range r.conns {
-		for _, s := range states {
-			if connState(rec.state.Load()) == s {
-				doomed = append(doomed, rec.self)
-			}
+	for _, m := range r.conns {
+		if slices.Contains(states, m.is()) {
+			doomed = append(doomed, m)
 		}
 	}
 	r.mu.Unlock()

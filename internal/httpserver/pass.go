@@ -12,7 +12,7 @@ import (
 // TCP connection with a GET request without a body, of a server that does not shut down.
 func (s *Server) CanPass(ctx *fasthttp.RequestCtx) bool {
 	c, ok := ctx.Conn().(*tcpConn)
-	return ok && ctx.IsGet() && !hasBody(&ctx.Request) && len(ctx.Request.Header.RawHeaders()) > 0 && !c.run.isClosing()
+	return ok && ctx.IsGet() && !hasBody(&ctx.Request) && len(ctx.Request.Header.RawHeaders()) > 0 && !c.place.run.isClosing()
 }
 
 // hasBody reports whether there was, or may have been, anything behind a request's
@@ -34,9 +34,9 @@ func (s *Server) Pass(ctx *fasthttp.RequestCtx, f func(conn *net.TCPConn, read [
 		read = append(read, part...)
 	}
 	c.passed = true
-	c.run.taken.Add(1)
+	c.place.run.taken.Add(1)
 	c.pending = func(net.Conn) {
-		defer c.run.taken.Done()
+		defer c.place.run.taken.Done()
 		if f(c.TCPConn, read) != nil {
 			s.answer(c.TCPConn, fasthttp.StatusServiceUnavailable, "the stream cannot be played now", "Retry-After: 2\r\n")
 		}

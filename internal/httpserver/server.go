@@ -120,7 +120,7 @@ func New(cfg Config, gate *limit.Gate, handler fasthttp.RequestHandler, log *slo
 // The error is nil if ctx ended it, else it says why l cannot accept any more.
 // Serve may run for several listeners at a time; each has its own connections.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	r := &run{server: s, conns: map[*record]struct{}{}}
+	r := &run{server: s}
 	stopping, served := make(chan struct{}), make(chan struct{})
 	var shutdown sync.WaitGroup
 	shutdown.Go(func() {
@@ -181,7 +181,7 @@ func (s *Server) serveConn(r *run, conn net.Conn, release func()) {
 		s.log.Debug("HTTP connection ended", "remote", conn.RemoteAddr(), "error", err)
 	}
 	rec := c.rec()
-	if connState(rec.state.Load()) == stateTaken {
+	if rec.is() == stateTaken {
 		return
 	}
 	c.abort()
@@ -195,7 +195,7 @@ func (s *Server) serveConn(r *run, conn net.Conn, release func()) {
 
 // connState follows a connection's state for the shutdown.
 func (s *Server) connState(conn net.Conn, state fasthttp.ConnState) {
-	c, ok := conn.(member)
+	c, ok := conn.(connection)
 	if !ok {
 		return
 	}
@@ -205,7 +205,7 @@ func (s *Server) connState(conn net.Conn, state fasthttp.ConnState) {
 		rec.state.Store(int32(stateActive))
 	case fasthttp.StateIdle:
 		rec.state.Store(int32(stateIdle))
-		if rec.run.isClosing() {
+		if rec.place.run.isClosing() {
 			c.abort()
 		}
 	case fasthttp.StateHijacked:
@@ -216,7 +216,7 @@ func (s *Server) connState(conn net.Conn, state fasthttp.ConnState) {
 // serveRequest is fasthttp's handler.
 func (s *Server) serveRequest(ctx *fasthttp.RequestCtx) {
 	s.handle(ctx)
-	c, ok := ctx.Conn().(member)
+	c, ok := ctx.Conn().(connection)
 	if ok {
 		c.rec().adopted = false // what follows on the connection is not
 		if c.rec().passed {
@@ -224,7 +224,7 @@ func (s *Server) serveRequest(ctx *fasthttp.RequestCtx) {
 		}
 	}
 	s.decorate(ctx)
-	if ok && (s.retired.Load() || c.rec().run.isClosing()) {
+	if ok && (s.retired.Load() || c.rec().place.run.isClosing()) {
 		ctx.SetConnectionClose()
 	}
 	s.countRequest(ctx.Response.StatusCode())
@@ -300,7 +300,7 @@ func (s *Server) answerBroken(ctx *fasthttp.RequestCtx, err error) {
 		refuse(refusedMalformed, fasthttp.StatusBadRequest, "malformed request")
 	}
 	s.decorate(ctx)
-	if c, ok := ctx.Conn().(member); ok {
+	if c, ok := ctx.Conn().(connection); ok {
 		c.rec().linger.Store(true)
 	}
 }

@@ -345,7 +345,7 @@ func TestWriteTimeoutIsForEachPiece(t *testing.T) {
 		cfg := DefaultConfig()
 		s := New(cfg, nil, nil, slog.New(slog.DiscardHandler), metrics.NewSet())
 		server, client := net.Pipe()
-		r := &run{server: s, conns: map[*record]struct{}{}}
+		r := &run{server: s}
 		conn := r.join(server, func() {})
 		const pieces = 20
 		go func() {

@@ -45,13 +45,13 @@ func (s *Server) Takeover(ctx *fasthttp.RequestCtx, f func(conn net.Conn)) bool 
 // takeover hijacks with the head that is set on ctx. keepEarly says whether bytes
 // that the client sent behind its request mean anything to f.
 func (s *Server) takeover(ctx *fasthttp.RequestCtx, f func(conn net.Conn), keepEarly bool) bool {
-	c, ok := ctx.Conn().(member)
+	c, ok := ctx.Conn().(connection)
 	if !ok {
 		Error(ctx, fasthttp.StatusInternalServerError, "internal error")
 		return false
 	}
 	rec := c.rec()
-	if rec.run.isClosing() {
+	if rec.place.run.isClosing() {
 		Error(ctx, fasthttp.StatusServiceUnavailable, "the server is shutting down")
 		ctx.SetConnectionClose()
 		return false
@@ -64,9 +64,9 @@ func (s *Server) takeover(ctx *fasthttp.RequestCtx, f func(conn net.Conn), keepE
 	h.SetServer(s.http.Name)
 	head := h.AppendBytes(nil)
 
-	rec.run.taken.Add(1)
+	rec.place.run.taken.Add(1)
 	rec.pending = func(conn net.Conn) {
-		defer rec.run.taken.Done()
+		defer rec.place.run.taken.Done()
 		f(conn)
 	}
 	// Without this the handler is silently never called for HTTP/1.0 and
@@ -83,7 +83,7 @@ func (s *Server) takeover(ctx *fasthttp.RequestCtx, f func(conn net.Conn), keepE
 			c.abort()
 		}
 		c.SetWriteDeadline(time.Time{})
-		if closing := rec.run.markTaken(rec); closing {
+		if closing := rec.place.run.markTaken(rec); closing {
 			c.abort()
 		}
 		f(c)

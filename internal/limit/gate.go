@@ -85,6 +85,8 @@ const addressShards = 32
 type Gate struct {
 	limits atomic.Pointer[Config]
 
+	left func() // static; takes one from open: made once, for thousands of connections
+
 	open      atomic.Int64
 	addresses [addressShards]addressShard // of those that came under a limit per address
 
@@ -112,6 +114,7 @@ func NewGate(cfg Config, name string, set *metrics.Set) *Gate {
 		refusedPerAddress: set.GetOrCreateCounter(label("weir_connections_refused_total", `,reason="too_many_per_address"`)),
 		acceptErrors:      set.GetOrCreateCounter(label("weir_accept_errors_total", "")),
 	}
+	g.left = func() { g.open.Add(-1) }
 	g.SetLimits(cfg)
 	for i := range g.addresses {
 		g.addresses[i].open = map[netip.Addr]int{}
@@ -131,10 +134,14 @@ func (g *Gate) Open() int { return int(g.open.Load()) }
 // remote (a unix socket has no address) counts in the total only. release gives
 // the place back; further calls of it do nothing.
 func (g *Gate) Acquire(remote netip.Addr) (release func(), err error) {
-	return g.admit(remote, true)
+	if release, err = g.admit(remote, true); err != nil {
+		return nil, err
+	}
+	return sync.OnceFunc(release), nil
 }
 
 // admit is Acquire that counts what it lets in only the first time that the node does.
+// Its release must be called once.
 func (g *Gate) admit(remote netip.Addr, first bool) (release func(), err error) {
 	release, err = g.acquire(remote)
 	switch {
@@ -151,10 +158,13 @@ func (g *Gate) admit(remote netip.Addr, first bool) (release func(), err error) 
 // Hold is Acquire for a connection that is still to come and is counted then.
 func (g *Gate) Hold(remote netip.Addr) (release func(), ok bool) {
 	release, err := g.acquire(remote)
-	return release, err == nil
+	if err != nil {
+		return nil, false
+	}
+	return sync.OnceFunc(release), true
 }
 
-// acquire is Acquire that counts nothing.
+// acquire is Acquire that counts nothing. Its release must be called once.
 func (g *Gate) acquire(remote netip.Addr) (release func(), err error) {
 	remote = remote.Unmap()
 	limits := g.limits.Load()
@@ -164,12 +174,7 @@ func (g *Gate) acquire(remote netip.Addr) (release func(), err error) {
 		return nil, ErrTooManyConnections
 	}
 	if exempt || limits.MaxConnectionsPerAddress == 0 || !remote.IsValid() {
-		var once atomic.Bool
-		return func() {
-			if once.CompareAndSwap(false, true) {
-				g.open.Add(-1)
-			}
-		}, nil
+		return g.left, nil
 	}
 
 	// A host usually owns the whole /64 that its address is from.
@@ -185,12 +190,8 @@ func (g *Gate) acquire(remote netip.Addr) (release func(), err error) {
 	}
 	shard.open[remote]++
 	shard.mu.Unlock()
-	var once atomic.Bool
 	return func() {
-		if !once.CompareAndSwap(false, true) {
-			return
-		}
-		g.open.Add(-1)
+		g.left()
 		shard.mu.Lock()
 		if shard.open[remote]--; shard.open[remote] == 0 {
 			delete(shard.open, remote)

@@ -37,7 +37,7 @@ func Serve(ctx context.Context, l net.Listener, gate *Gate, log *slog.Logger, ha
 
 // ServeOwned is [Serve] for handlers that may return before their connection
 // ends: the handler, or whoever it gives the connection to, closes it and then
-// calls release. refuse, if it is not nil, gets the connections that the gate
+// calls release, once. refuse, if it is not nil, gets the connections that the gate
 // refused, with the gate's error, to answer and close them; it must not block.
 func ServeOwned(ctx context.Context, l net.Listener, gate *Gate, log *slog.Logger,
 	handle func(conn net.Conn, release func()), refuse func(net.Conn, error),
