@@ -61,7 +61,7 @@ func peerOf(ctx *fasthttp.RequestCtx) Peer {
 
 func (s *Server) serveFLV(srv *httpserver.Server, ctx *fasthttp.RequestCtx, stem string) {
 	peer := peerOf(ctx)
-	l := &live{protocol: protoFLV, remote: remoteOf(ctx.RemoteAddr()), node: peer.Node, encoder: shared(string(ctx.UserAgent()))}
+	l := newLive(traits{protocol: protoFLV, node: peer.Node, encoder: string(ctx.UserAgent())}, remoteOf(ctx.RemoteAddr()))
 	upgrade := httpserver.IsWebSocket(ctx) || len(ctx.Request.Header.Peek("Sec-WebSocket-Key")) > 0
 	if upgrade {
 		l.protocol = protoWS
@@ -212,7 +212,7 @@ func (c *lateConn) Close() error {
 
 func (s *Server) serveHLS(ctx *fasthttp.RequestCtx, file hls.Request) {
 	peer := peerOf(ctx)
-	l := &live{protocol: "hls", remote: remoteOf(ctx.RemoteAddr()), node: peer.Node}
+	l := newLive(traits{protocol: "hls", node: peer.Node}, remoteOf(ctx.RemoteAddr()))
 	t, hop, err := s.target(ctx, "/"+file.App+"/"+file.Name)
 	if err != nil {
 		s.refuseHTTP(ctx, l, file.App+"/"+file.Name, err)

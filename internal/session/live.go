@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,35 +27,64 @@ const (
 	protoPull = "worker" // another worker of the node, over its unix socket
 )
 
-// live is one session from its begin to its end.
+// live is one session from its begin to its end. Of its memory an edge has thousands.
 type live struct {
-	// Static.
-	id       string
+	// Static once it has begun.
+	*alike
+	number  uint64 // of the session in its ledger; its id says it
+	remote  netip.AddrPort
+	since   time.Duration                  // its begin, after the ledger's
+	goodbye func(why fanout.Reason) []byte // what a player is told that is moved; nil if words mean nothing to it
+
+	bytes   atomic.Uint64                    // of a publisher
+	told    atomic.Bool                      // to go elsewhere
+	why     atomic.Pointer[string]           // set by whoever ends the session before it ends by itself
+	close   atomic.Pointer[func(why string)] // ends the connection; safe to call at any time; nil once playing does
+	playing atomic.Pointer[fanout.Session]   // of a player
+	result  atomic.Pointer[fanout.Result]    // of a player that has left
+}
+
+// traits are what many sessions have in common.
+type traits struct {
 	kind     string
 	protocol string
 	stream   string       // key
 	vhost    *vhost.Vhost // of a player
-	remote   netip.AddrPort
-	node     string // id of the node that the peer is, empty for none
+	node     string       // id of the node that the peer is, empty for none
 	encoder  string
-	since    time.Time
-	close    func(why string)               // ends the connection; safe to call at any time
-	goodbye  func(why fanout.Reason) []byte // what a player is told that is moved; nil if words mean nothing to it
+}
 
-	bytes   atomic.Uint64                  // of a publisher
-	told    atomic.Bool                    // to go elsewhere
-	why     atomic.Pointer[string]         // set by whoever ends the session before it ends by itself
-	playing atomic.Pointer[fanout.Session] // of a player
-	result  atomic.Pointer[fanout.Result]  // of a player that has left
+// alike are sessions of the same traits: thousands of players of one stream share it.
+type alike struct {
+	traits     // static once a session has begun
+	n      int // guarded by ledger.mu; sessions under way
+}
+
+// newLive returns a session that has not begun.
+func newLive(t traits, remote netip.AddrPort) *live {
+	return &live{alike: &alike{traits: t}, remote: remote}
+}
+
+// onEnd sets what ends the connection until the session plays.
+func (l *live) onEnd(close func(why string)) { l.close.Store(&close) }
+
+// play notes that the session is a player in the fan-out, which has its connection.
+func (l *live) play(p *fanout.Session) {
+	l.playing.Store(p)
+	l.close.Store(nil)
 }
 
 func (l *live) end(why string) {
 	l.why.CompareAndSwap(nil, &why)
-	if p := l.playing.Load(); p != nil {
-		p.End(fanout.Reason(why)) // closes the connection too
-		return
+	p := l.playing.Load()
+	if p == nil {
+		if end := l.close.Load(); end != nil {
+			(*end)(why)
+			return
+		}
+		p = l.playing.Load() // since just now
 	}
-	l.close(why)
+	p.End(fanout.Reason(why)) // closes the connection too
 }
 
 // reason returns why the session ended: what somebody ended it for, or own.
@@ -103,22 +133,24 @@ type ledger struct {
 	log    *slog.Logger
 	set    *metrics.Set
 	prefix string // of ids: tells the workers of a node apart
+	begun  time.Time
 	said   repeat.Filter[refusalKind]
 
 	mu       sync.Mutex
-	closed   bool             // guarded by mu; no session begins any more
-	next     uint64           // guarded by mu
-	sessions map[string]*live // guarded by mu
-	pulls    int              // guarded by mu; of the sessions, those of other workers
-	playing  int              // guarded by mu; of the sessions, the players
-	streams  map[string]int   // guarded by mu; players by stream key
-	vhosts   map[string]int   // guarded by mu; players by vhost
+	closed   bool              // guarded by mu; no session begins any more
+	next     uint64            // guarded by mu
+	sessions map[uint64]*live  // guarded by mu; by number
+	alike    map[traits]*alike // guarded by mu; of the sessions
+	pulls    int               // guarded by mu; of the sessions, those of other workers
+	playing  int               // guarded by mu; of the sessions, the players
+	streams  map[string]int    // guarded by mu; players by stream key
+	vhosts   map[string]int    // guarded by mu; players by vhost
 }
 
 func newLedger(log *slog.Logger, set *metrics.Set, prefix string) *ledger {
 	return &ledger{
-		log: log, set: set, prefix: prefix,
-		sessions: map[string]*live{}, streams: map[string]int{}, vhosts: map[string]int{},
+		log: log, set: set, prefix: prefix, begun: time.Now(),
+		sessions: map[uint64]*live{}, alike: map[traits]*alike{}, streams: map[string]int{}, vhosts: map[string]int{},
 	}
 }
 
@@ -136,10 +168,15 @@ func (g *ledger) begin(l *live, vhostName string, max bounds) error {
 	if err := g.roomFor(l, vhostName, max); err != nil {
 		return err
 	}
+	if a := g.alike[l.traits]; a != nil {
+		l.alike = a
+	} else {
+		g.alike[l.traits] = l.alike
+	}
+	l.alike.n++
 	g.next++
-	l.id = g.prefix + strconv.FormatUint(g.next, 36)
-	l.since = time.Now()
-	g.sessions[l.id] = l
+	l.number, l.since = g.next, time.Since(g.begun)
+	g.sessions[l.number] = l
 	if l.protocol == protoPull {
 		g.pulls++
 	}
@@ -151,6 +188,9 @@ func (g *ledger) begin(l *live, vhostName string, max bounds) error {
 	g.gauge(l).Inc()
 	return nil
 }
+
+// id returns the id of a session that has begun.
+func (g *ledger) id(l *live) string { return g.prefix + strconv.FormatUint(l.number, 36) }
 
 // fits reports why a session could not begin now, nil if it could.
 func (g *ledger) fits(l *live, vhostName string, max bounds) error {
@@ -179,7 +219,10 @@ func (g *ledger) roomFor(l *live, vhostName string, max bounds) error {
 // withdraw takes a session out that is then refused.
 func (g *ledger) withdraw(l *live, vhostName string) {
 	g.mu.Lock()
-	delete(g.sessions, l.id)
+	delete(g.sessions, l.number)
+	if l.alike.n--; l.alike.n == 0 {
+		delete(g.alike, l.traits)
+	}
 	if l.protocol == protoPull {
 		g.pulls--
 	}
@@ -205,8 +248,8 @@ func (g *ledger) finish(l *live, vhostName, reason string, err error) {
 		g.set.GetOrCreateCounter("weir_skipped_tags_total").Add(int(skipped))
 	}
 	args := []any{
-		"id", l.id, "kind", l.kind, "protocol", l.protocol, "stream", l.stream, "remote", l.remoteName(),
-		"reason", reason, "duration", time.Since(l.since).Round(time.Millisecond).String(), "bytes", bytes, "lost_frames", skipped,
+		"id", g.id(l), "kind", l.kind, "protocol", l.protocol, "stream", l.stream, "remote", l.remoteName(),
+		"reason", reason, "duration", (time.Since(g.begun) - l.since).Round(time.Millisecond).String(), "bytes", bytes, "lost_frames", skipped,
 	}
 	if l.node != "" {
 		args = append(args, "node", l.node)
@@ -305,17 +348,26 @@ func (g *ledger) list() []admin.SessionInfo {
 	for i, l := range all {
 		bytes, skipped := l.moved()
 		infos[i] = admin.SessionInfo{
-			ID: l.id, Kind: l.kind, Stream: l.stream, Remote: l.remoteName(), Protocol: l.protocol,
-			Since: l.since, Bytes: bytes, LostFrames: skipped,
+			ID: g.id(l), Kind: l.kind, Stream: l.stream, Remote: l.remoteName(), Protocol: l.protocol,
+			Since: g.begun.Add(l.since), Bytes: bytes, LostFrames: skipped,
 		}
 	}
 	return infos
 }
 
+// find returns the session under way of an id, nil if there is none.
 func (g *ledger) find(id string) *live {
+	digits, ok := strings.CutPrefix(id, g.prefix)
+	number, err := strconv.ParseUint(digits, 36, 64)
+	if !ok || err != nil {
+		return nil
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.sessions[id]
+	if l := g.sessions[number]; l != nil && g.id(l) == id { // no other spelling
+		return l
+	}
+	return nil
 }
 
 // endAll ends all sessions, and those that are about to begin.

@@ -27,10 +27,10 @@ func (s *Server) Movable() []string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	var ids []string
-	for id, l := range g.sessions {
+	for _, l := range g.sessions {
 		stays := s.opt.NodesStay && l.node != ""
 		if l.isPlayer() && l.playing.Load() != nil && !l.told.Load() && !stays {
-			ids = append(ids, id)
+			ids = append(ids, g.id(l))
 		}
 	}
 	return ids
@@ -52,7 +52,7 @@ func (s *Server) Sheddable() []string {
 	defer g.mu.Unlock()
 	over := map[string]int{} // players over the quota, by vhost
 	var first, ids []string
-	for id, l := range g.sessions {
+	for _, l := range g.sessions {
 		if !l.isPlayer() || l.node != "" || l.playing.Load() == nil || l.told.Load() {
 			continue
 		}
@@ -62,9 +62,9 @@ func (s *Server) Sheddable() []string {
 		}
 		if over[name] > 0 {
 			over[name]--
-			first = append(first, id)
+			first = append(first, g.id(l))
 		} else {
-			ids = append(ids, id)
+			ids = append(ids, g.id(l))
 		}
 	}
 	return append(first, ids...)

@@ -108,16 +108,14 @@ func badTarget(kind rtmp.Kind, err error) rtmp.Status {
 // publishRTMP serves one publish; it reports whether another may follow.
 func (s *Server) publishRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.Request, n Newcomer) bool {
 	t, remote, peer := n.Target, n.Remote, n.Peer
-	l := &live{
-		kind: KindPublish, protocol: protoRTMP, stream: t.Key.String(), remote: remote, node: peer.Node, encoder: req.FlashVer,
-		close: func(why string) {
-			if _, told := farewells[why]; told {
-				c.Interrupt()
-				return
-			}
-			c.Close()
-		},
-	}
+	l := newLive(traits{kind: KindPublish, protocol: protoRTMP, stream: t.Key.String(), node: peer.Node, encoder: req.FlashVer}, remote)
+	l.onEnd(func(why string) {
+		if _, told := farewells[why]; told {
+			c.Interrupt()
+			return
+		}
+		c.Close()
+	})
 	refuse := func(err error) bool {
 		s.ledger.refused(KindPublish, protoRTMP, reasonOf(err), l.stream, remote, err)
 		var r *Redirect
@@ -142,7 +140,7 @@ func (s *Server) publishRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.
 	}
 	p := &Publisher{
 		Target: t, Remote: remote, Peer: peer, Name: req.Name, Encoder: req.FlashVer, Secret: req.Publisher,
-		conn: c, ways: waysOf(req), live: l,
+		conn: c, ways: waysOf(req), live: l, id: s.ledger.id(l),
 	}
 	end := s.opt.Role.Publish(ctx, p)
 	if !p.accepted && end.Err != nil && l.why.Load() == nil {
@@ -259,10 +257,8 @@ func (s *Server) playRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.Req
 		_ = c.Refuse(playStatus(err))
 		return false
 	}
-	l := &live{
-		protocol: protoRTMP, remote: remote, node: peer.Node, encoder: req.FlashVer,
-		goodbye: func(why fanout.Reason) []byte { return s.goodbyeRTMP(c, req, n, why) },
-	}
+	l := newLive(traits{protocol: protoRTMP, node: peer.Node, encoder: req.FlashVer}, remote)
+	l.goodbye = func(why fanout.Reason) []byte { return s.goodbyeRTMP(c, req, n, why) }
 	if err := s.admit(l, t, c); err != nil {
 		s.ledger.refused(KindPlay, protoRTMP, reasonOf(err), t.Key.String(), remote, err)
 		_ = c.Refuse(playStatus(err))

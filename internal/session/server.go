@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"sync/atomic"
 	"time"
-	"unique"
 
 	"github.com/VictoriaMetrics/metrics"
 	"github.com/valyala/fasthttp"
@@ -139,7 +138,7 @@ func (s *Server) passed(ctx context.Context, srv *httpserver.Server, r *fasthttp
 // HasRoom reports whether another player of a stream is within all limits and quotas.
 func (s *Server) HasRoom(k vhost.Key) bool {
 	v, err := s.opt.Vhosts.Find(k.Vhost)
-	return err == nil && s.ledger.fits(&live{kind: KindPlay, stream: k.String()}, v.Name, s.bounds(v)) == nil && !s.ledger.overQuota(v)
+	return err == nil && s.ledger.fits(newLive(traits{kind: KindPlay, stream: k.String()}, netip.AddrPort{}), v.Name, s.bounds(v)) == nil && !s.ledger.overQuota(v)
 }
 
 // SetMaxSessions makes another play.max_sessions count for those who come.
@@ -171,13 +170,10 @@ func (s *Server) bounds(v *vhost.Vhost) bounds {
 // admit enters a player's session. conn is closed when somebody ends it.
 func (s *Server) admit(l *live, t vhost.Target, conn io.Closer) error {
 	l.kind = KindPlay
-	l.stream, l.vhost = shared(t.Key.String()), t.Vhost
-	l.close = func(string) { conn.Close() }
+	l.stream, l.vhost = t.Key.String(), t.Vhost
+	l.onEnd(func(string) { conn.Close() })
 	return s.ledger.begin(l, t.Vhost.Name, s.bounds(t.Vhost))
 }
-
-// shared returns the one copy of a text that many players have.
-func shared(text string) string { return unique.Make(text).Value() }
 
 // way is how a player is served.
 type way struct {
@@ -219,7 +215,7 @@ func (s *Server) play(l *live, t vhost.Target, feed Feed, conn net.Conn, w way, 
 		done()
 		return nil, err
 	}
-	l.playing.Store(session)
+	l.play(session)
 	s.tidy.joined()
 	if why := l.why.Load(); why != nil { // somebody ended it meanwhile
 		session.End(fanout.Reason(*why))

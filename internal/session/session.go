@@ -101,7 +101,8 @@ type Feed struct {
 	Stream *stream.Stream
 	// Epoch of the ownership that the stream's data is of; 0 when not known.
 	Epoch uint64
-	// Release must be called once, when the player has left.
+	// Release must be called once, when the player has left. It is kept for each player:
+	// a closure of its own would be much of what that costs.
 	Release func()
 }
 
@@ -212,6 +213,7 @@ type Publisher struct {
 	ways     ways
 	accepted bool
 	live     *live
+	id       string // of the session
 }
 
 // PublisherName returns the name in leases of the publisher that has a secret, ""
@@ -243,7 +245,7 @@ func (p *Publisher) ReadTag() (media.Tag, error) {
 }
 
 // ID returns the id of the session, as in the admin API.
-func (p *Publisher) ID() string { return p.live.id }
+func (p *Publisher) ID() string { return p.id }
 
 // End makes ReadTag fail, and why the reason of the session's end. The publisher is
 // told, if it is one of the reasons of this package, and its connection closed. End

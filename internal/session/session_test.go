@@ -560,7 +560,7 @@ func checkAnswer2(t *testing.T, resp *http.Response) {
 func TestNothingBeginsAfterStop(t *testing.T) {
 	n := start(t, nil)
 	n.sessions.Stop()
-	l := &live{kind: KindPublish, protocol: protoRTMP, close: func(string) {}}
+	l := newLive(traits{kind: KindPublish, protocol: protoRTMP}, netip.AddrPort{})
 	err := n.sessions.ledger.begin(l, "v", bounds{})
 	if r := (*Refusal)(nil); !errors.As(err, &r) || r.Code != Stopping {
 		t.Errorf("begin after the end: %v", err)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"strconv"
 
 	"weir/internal/fanout"
@@ -17,7 +18,7 @@ const WorkerFLVPath = "/_weir/flv"
 
 // ServeWorkerFLV serves a stream to another worker as HTTP-FLV.
 func (s *Server) ServeWorkerFLV(w http.ResponseWriter, r *http.Request) {
-	l := &live{protocol: protoPull, node: r.Header.Get(HeaderNode)}
+	l := newLive(traits{protocol: protoPull, node: r.Header.Get(HeaderNode)}, netip.AddrPort{})
 	refuse := func(stream string, status int, err error) {
 		s.ledger.refused(KindPlay, protoPull, reasonOf(err), stream, l.remote, err)
 		http.Error(w, err.Error(), status)
