@@ -149,16 +149,21 @@ func sendNow(fd uintptr, b []byte) (int, error) {
 	for {
 		n, _, errno := syscall.RawSyscall6(syscall.SYS_SENDTO, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)),
 			syscall.MSG_DONTWAIT|syscall.MSG_NOSIGNAL, 0, 0)
-		switch errno {
-		case 0:
-			return int(n), nil
-		case syscall.EINTR:
-			continue
-		case syscall.EAGAIN, syscall.ENOBUFS:
-			return 0, nil
+		if errno != syscall.EINTR {
+			return outcome(int(n), errno)
 		}
-		return 0, errno
 	}
+}
+
+// outcome is what a send(2) came to: a socket without room takes nothing.
+func outcome(n int, errno syscall.Errno) (int, error) {
+	switch errno {
+	case 0:
+		return n, nil
+	case syscall.EAGAIN, syscall.ENOBUFS:
+		return 0, nil
+	}
+	return 0, errno
 }
 
 // classify says what a failed write means.

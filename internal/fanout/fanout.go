@@ -118,6 +118,8 @@ type Options struct {
 	// sockets are full, in bytes; 0 is no bound. Over it those are cut that have
 	// taken nothing for the longest time.
 	MaxSlowBytes int64
+	// Plain has no batches sent by io_uring, even where that can be had.
+	Plain bool
 	// Log gets what should never happen. Required.
 	Log *slog.Logger
 	// OnFlush, if not nil, is told after each round of a shard how late it was

@@ -27,9 +27,9 @@ type group struct {
 type block struct {
 	bytes  []byte
 	pieces []piece
-	lost   uint64  // tags that the group lost in front of the last piece
-	shared *shared // what bytes are counted as while players keep parts of them, nil until one does
-	paged  bool    // bytes lie in the shard's pages, too
+	lost   uint64 // tags that the group lost in front of the last piece
+	in     *arena // that bytes lie in
+	paged  bool   // bytes lie in the shard's pages, too
 }
 
 // piece is a part of a block behind which a player can go on by itself. A player
@@ -56,8 +56,9 @@ func (b *block) extend(o *block) {
 	base, size := len(b.bytes), cap(b.bytes)
 	b.bytes = append(b.bytes, o.bytes...)
 	if cap(b.bytes) != size {
-		b.shared = nil
+		b.in = new(arena)
 	}
+	b.in.bytes = b.bytes
 	for _, p := range o.pieces {
 		p.end += base
 		b.pieces = append(b.pieces, p)

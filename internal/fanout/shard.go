@@ -25,6 +25,7 @@ type shard struct {
 	pace   pace
 	last   time.Time // when the last round began
 	out    *socketWriter
+	batch  batch
 	pays   func(bytes, players int) bool // worthPages, but in tests
 	sends  int                           // of this round
 	warm   bool                          // there is an opening that time has to drop
@@ -32,9 +33,8 @@ type shard struct {
 	// For the making of blocks.
 	entries [8]stream.Entry
 	tags    []media.Tag
-	pieces  []piece
-	cuts    []int  // among tags, where pieces end
-	buffer  []byte // of the last block
+	pieces  []piece // of the block that is made, behind those of the batch
+	cuts    []int   // among tags, where pieces end
 
 	full atomic.Bool // the pace is at its bound
 
@@ -58,6 +58,7 @@ func newShard(e *Engine, latency time.Duration, slot int) *shard {
 		groups: map[groupKey]*group{}, pace: newPace(latency, slot), out: newSocketWriter(e.opt.hooks.send),
 		pays: e.opt.hooks.pays,
 	}
+	s.batch = newBatch(s.out, e.opt.Log, e.opt.Plain || e.opt.hooks.send != nil)
 	if s.pays == nil {
 		s.pays = worthPages
 	}
@@ -86,6 +87,7 @@ func (s *shard) stop() { close(s.done) }
 // run is the shard's whole life.
 func (s *shard) run() {
 	defer s.out.pages.close()
+	defer s.batch.close()
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	timer.Stop()
@@ -153,6 +155,7 @@ func (s *shard) round(late time.Duration) {
 		}
 		players += len(g.healthy)
 	}
+	s.submit()
 	if f := s.e.opt.hooks.round; f != nil {
 		f(s)
 	}
@@ -290,15 +293,15 @@ func (s *shard) readmit(p *Session) {
 	// Where it has just jumped to it may lack headers that the group has had.
 	if at := g.next.Load(); cursor.Seq() > at || cursor.Seq() == at && cursor.Headers() != g.cursor.Headers() {
 		s.flush(g)
+		s.submit()
 	}
 	next := g.next.Load()
 	entries, _ := s.take(cursor, next, math.MaxInt, 0)
-	b := s.format(s.buffer, g.key.format, false)
-	s.buffer = b.bytes
+	b := s.format(&s.batch, g.key.format, false)
 	ahead := cursor.Seq() - next
 	switch {
 	case cursor.Seeking(), ahead > 0 && cursor.Skipped() > 0: // the log has dropped its place
-		rest, in := s.keep(&b, b.bytes)
+		rest, in := s.batch.keep(&b, b.bytes)
 		s.chase(p, rest, in)
 	case ahead > 0:
 		// The group has lost its place and waits for a join point. From now on
@@ -363,29 +366,49 @@ func (s *shard) take(cursor *stream.Cursor, end uint64, limit int, told uint64) 
 	return entries, closed
 }
 
-// format makes a block of the tags taken, in dst if that is large enough. Its
-// pieces are the shard's until release.
-func (s *shard) format(dst []byte, f Format, first bool) block {
-	size := 0
-	for _, t := range s.tags {
-		size += len(t)
-	}
+// format makes a block of the tags taken: in the arena of a batch, or memory of its own
+// with nil. Its pieces are the shard's until release.
+func (s *shard) format(in *batch, f Format, first bool) block {
+	size := s.size()
 	var begin []byte
 	if first {
 		begin = f.begin(s.tags)
+		size += len(begin)
 	}
-	dst = slices.Grow(dst[:0], size+size/8+len(begin)+64) // messages and chunks have headers
+	b := block{pieces: s.pieces}
+	if in != nil {
+		b.in = in.room(size)
+	} else {
+		b.in = &arena{bytes: make([]byte, 0, size)}
+	}
+	used := len(b.in.bytes)
+	b.bytes = b.in.bytes[used:]
 	from := 0
 	for i := range s.pieces {
-		dst = f.append(dst, begin, s.tags[from:s.cuts[i]])
+		b.bytes = f.append(b.bytes, begin, s.tags[from:s.cuts[i]])
 		begin, from = nil, s.cuts[i]
-		s.pieces[i].end = len(dst)
+		s.pieces[i].end = len(b.bytes)
 	}
-	b := block{bytes: dst, pieces: s.pieces}
+	if cap(b.bytes) > cap(b.in.bytes)-used { // it did not fit
+		b.in = new(arena)
+	}
+	if in == nil || b.in != in.arena {
+		b.in.bytes = b.bytes
+	}
 	if n := len(b.pieces); n > 0 {
 		b.lost = b.pieces[n-1].lost
 	}
 	return b
+}
+
+// size returns at least how many bytes the tags taken are in any format: messages and
+// chunks have headers.
+func (s *shard) size() int {
+	size := 64
+	for _, t := range s.tags {
+		size += len(t)
+	}
+	return size + size/8
 }
 
 // release lets go of what take and format hold.
@@ -394,50 +417,30 @@ func (s *shard) release() {
 	clear(s.tags)
 	clear(s.pieces)
 	s.tags, s.pieces, s.cuts = s.tags[:0], s.pieces[:0], s.cuts[:0]
-	if cap(s.buffer) > 2*batchBytes {
-		s.buffer = nil
-	}
 }
 
-// keep returns rest, a part of a block, for a player to keep. A long one, which a
-// large tag makes, is shared by all whose sockets it fills.
-func (s *shard) keep(b *block, rest []byte) (kept []byte, in *shared) {
-	if len(rest) <= 2*pieceBytes {
-		return slices.Clone(rest), nil
-	}
-	s.buffer = nil // it may be in there
-	if b.shared == nil {
-		b.shared = &shared{bytes: int64(cap(b.bytes))}
-	}
-	return rest, b.shared
-}
-
-// flush sends what is new of a group's stream. It reports whether there was
-// anything. What comes while it sends is for the next round: a second send to each
+// flush takes what is new of a group's stream into the batch. It reports whether there
+// was anything. What comes while it sends is for the next round: a second send to each
 // player would cost as much as the first.
 func (s *shard) flush(g *group) (grown bool) {
 	for end := g.key.stream.End(); ; {
 		entries, closed := s.take(g.cursor, end, batchBytes, g.told)
 		if entries == 0 {
 			if closed != nil {
+				s.submit()
 				s.end(g)
 			}
 			break
+		}
+		if grown {
+			s.submit() // nobody is in a batch twice: a socket may take the first part only
 		}
 		grown = true
 		last := &s.pieces[len(s.pieces)-1]
 		g.told += last.lost
 		g.next.Store(last.next)
 		if len(g.healthy) > 0 || g.opening.bytes != nil {
-			b := s.format(s.buffer, g.key.format, false)
-			s.buffer = b.bytes
-			g.extend(&b)
-			b.paged = s.pays(len(b.bytes), len(g.healthy)) && s.put(b.bytes)
-			for i := 0; i < len(g.healthy); {
-				if s.write(g.healthy[i], &b) {
-					i++
-				}
-			}
+			s.send(g)
 		}
 		s.release()
 	}
@@ -445,6 +448,42 @@ func (s *shard) flush(g *group) (grown bool) {
 		s.placeWaiting(g)
 	}
 	return grown
+}
+
+// send has a block of the tags taken sent to the healthy players of a group.
+func (s *shard) send(g *group) {
+	if s.batch.cramped(s.size()) {
+		s.submit()
+	}
+	made := s.format(&s.batch, g.key.format, false)
+	g.extend(&made)
+	if len(g.healthy) == 0 {
+		return
+	}
+	made.paged = s.pays(len(made.bytes), len(g.healthy)) && !s.batch.rings() && s.put(made.bytes)
+	b := s.batch.add(made)
+	// From the last one on: who is found to be slow meanwhile is replaced by the last.
+	for i := len(g.healthy) - 1; i >= 0; i-- {
+		if s.batch.queue(g.healthy[i], b) {
+			s.drain()
+		}
+	}
+}
+
+// submit sends the batch, and is done with its blocks.
+func (s *shard) submit() {
+	s.drain()
+	s.batch.reset()
+}
+
+// drain sends the batch so far.
+func (s *shard) drain() {
+	s.batch.send()
+	for i := range s.batch.sends {
+		t := &s.batch.sends[i]
+		s.sent(t.p, t.b, t.n, t.err)
+	}
+	s.batch.drained()
 }
 
 // put puts a block into the pages, if they can be had.
@@ -459,28 +498,31 @@ func (s *shard) put(b []byte) bool {
 }
 
 // write sends a block to a healthy player of a group, who has got all before it.
-// It reports false if the player is not among the healthy ones any more.
-func (s *shard) write(p *Session, b *block) bool {
-	n, ok := s.send(p, b.bytes, b.paged)
-	if !ok {
-		return false
-	}
-	if n == len(b.bytes) {
+func (s *shard) write(p *Session, b *block) {
+	n, err := s.out.write(int(p.fd), p.raw, b.bytes, false)
+	s.sent(p, b, n, err)
+}
+
+// sent looks at how many bytes of a block a healthy player's socket has taken.
+func (s *shard) sent(p *Session, b *block, n int, err error) {
+	switch {
+	case !s.count(p, n, err):
+	case n == len(b.bytes):
 		p.lose(b.lost)
-		return true
+	default:
+		in := b.holding(n)
+		p.lose(in.lost)
+		p.cursor = p.p.Stream.At(in.next, in.headers)
+		rest, shared := s.batch.keep(b, b.bytes[n:in.end])
+		s.chase(p, rest, shared)
 	}
-	in := b.holding(n)
-	p.lose(in.lost)
-	p.cursor = p.p.Stream.At(in.next, in.headers)
-	rest, shared := s.keep(b, b.bytes[n:in.end])
-	s.chase(p, rest, shared)
-	return false
 }
 
 // inject sends what was injected to a player at a tag boundary. It reports false
 // if the shard has the player no more.
 func (s *shard) inject(p *Session, b []byte) bool {
-	n, ok := s.send(p, b, false)
+	n, err := s.out.write(int(p.fd), p.raw, b, false)
+	ok := s.count(p, n, err)
 	if ok && n < len(b) {
 		s.chase(p, b[n:], nil)
 		return false
@@ -488,17 +530,16 @@ func (s *shard) inject(p *Session, b []byte) bool {
 	return ok
 }
 
-// send sends what a player's socket takes of b, which may have been put into the
-// shard's pages. It reports false if the connection is broken; the session is over then.
-func (s *shard) send(p *Session, b []byte, paged bool) (n int, ok bool) {
-	n, err := s.out.write(int(p.fd), p.raw, b, paged)
+// count counts a send to a player. It reports false if the connection is broken; the
+// session is over then.
+func (s *shard) count(p *Session, n int, err error) bool {
 	s.sends++
 	p.bytes.Add(uint64(n))
 	if err != nil {
 		s.finish(p, classify(err), err)
-		return n, false
+		return false
 	}
-	return n, true
+	return true
 }
 
 // chase gives a player whose socket is full, or who wants something special, to
