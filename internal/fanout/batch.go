@@ -1,7 +1,6 @@
 package fanout
 
 import (
-	"log/slog"
 	"slices"
 	"syscall"
 
@@ -13,10 +12,10 @@ import (
 // them. Where that cannot be had each player is sent to by a call of its own. It
 // belongs to the shard's goroutine.
 type batch struct {
-	out   *socketWriter
-	log   *slog.Logger
-	plain bool        // io_uring is not wanted, or cannot be had
-	ring  *uring.Ring // nil until it is needed first, and while plain
+	out     *socketWriter
+	without func(error) // told why there is no ring, once
+	plain   bool        // io_uring is not wanted, or cannot be had
+	ring    *uring.Ring // nil until it is needed first, and while plain
 
 	sends  []send
 	bytes  int     // of them
@@ -50,8 +49,8 @@ const (
 // ringSends is how many sends are worth the ring.
 const ringSends = 2
 
-func newBatch(out *socketWriter, log *slog.Logger, plain bool) batch {
-	return batch{out: out, log: log, plain: plain, arena: new(arena)}
+func newBatch(out *socketWriter, without func(error), plain bool) batch {
+	return batch{out: out, without: without, plain: plain, arena: new(arena)}
 }
 
 // rings reports whether sends go together.
@@ -71,7 +70,7 @@ func (t *batch) rings() bool {
 func (t *batch) giveUp(err error) {
 	t.close()
 	t.plain = true
-	t.log.Info("each player is sent to by a system call of its own, which costs more", "err", err)
+	t.without(err)
 }
 
 // close frees the ring. Nothing is waiting to be sent.
@@ -136,6 +135,7 @@ func (t *batch) send() {
 			t.ring.Send(int(s.p.fd), s.b.bytes)
 		}
 	}
+	t.out.calls++
 	results, err := t.ring.Do()
 	for i := range t.sends {
 		s := &t.sends[i]

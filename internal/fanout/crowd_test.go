@@ -3,6 +3,7 @@ package fanout
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -16,7 +17,13 @@ import (
 // random over TCP, while headers change; each one's bytes must be the log's, and
 // nobody but the engine closes its descriptors.
 func TestCrowdsOverTCP(t *testing.T) {
-	e := New(Options{Shards: 2, MaxLatency: 5 * time.Millisecond, Log: slog.New(slog.DiscardHandler), hooks: hooks{
+	for _, plain := range []bool{false, true} {
+		t.Run(fmt.Sprintf("plain=%v", plain), func(t *testing.T) { testCrowdsOverTCP(t, plain) })
+	}
+}
+
+func testCrowdsOverTCP(t *testing.T, plain bool) {
+	e := New(Options{Shards: 2, MaxLatency: 5 * time.Millisecond, Plain: plain, Log: slog.New(slog.DiscardHandler), hooks: hooks{
 		pays: func(bytes, players int) bool { return bytes%2 == 0 },
 	}})
 	var streams, players sync.WaitGroup
@@ -130,6 +137,10 @@ func (s *source) crowdPlayer(e *Engine, format int, own bool) *crowdPlayer {
 	near, far := tcpPair(s.t)
 	_ = near.SetWriteBuffer(32 << 10)
 	_ = far.SetReadBuffer(64 << 10)
+	return s.crowdPlayerOn(e, near, far, format, own)
+}
+
+func (s *source) crowdPlayerOn(e *Engine, near, far *net.TCPConn, format int, own bool) *crowdPlayer {
 	p := &crowdPlayer{player: &player{far: far, done: make(chan Result, 2)}}
 	var conn net.Conn = near
 	if own {

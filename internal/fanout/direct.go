@@ -94,6 +94,7 @@ func own(c net.Conn) (kept net.Conn, raw syscall.RawConn, fd int) {
 // now, which anyone may call.
 type socketWriter struct {
 	now   func(fd uintptr, b []byte) (int, error)
+	calls int   // system calls that were made for writes, counted up
 	pages pages // of the block that is sent now, if that is worth it
 
 	// What send is to do, and what came of it.
@@ -122,6 +123,7 @@ func newSocketWriter(now func(fd uintptr, b []byte) (int, error)) *socketWriter 
 // held by RawConn while it is used, so that one that is closed meanwhile cannot become
 // somebody else's.
 func (w *socketWriter) write(fd int, raw syscall.RawConn, b []byte, paged bool) (n int, err error) {
+	w.calls++
 	if fd >= 0 {
 		return w.to(uintptr(fd), b, paged)
 	}

@@ -123,9 +123,9 @@ type Options struct {
 	// Log gets what should never happen. Required.
 	Log *slog.Logger
 	// OnFlush, if not nil, is told after each round of a shard how late it was
-	// against its plan, how long it took, and how many times it sent. It is called by
-	// the shards.
-	OnFlush func(late, took time.Duration, sends int)
+	// against its plan, how long it took, how many times it sent, and by how many system
+	// calls. It is called by the shards.
+	OnFlush func(late, took time.Duration, sends, calls int)
 	// OnJump, if not nil, is told of each jump of a player. It is called by those who
 	// write and must not wait.
 	OnJump func(why Jump)
@@ -154,6 +154,7 @@ type Engine struct {
 	solo   soloPace
 
 	turn    atomic.Uint32 // of the shards
+	noRing  sync.Once     // that is told
 	stop    sync.Once
 	running sync.WaitGroup // shards, reader, reaper, chasers
 	players sync.WaitGroup // sessions whose Done has not returned
@@ -320,6 +321,13 @@ func (e *Engine) Beat(own bool) (every, at time.Duration) {
 		}
 	}
 	return 0, 0
+}
+
+// withoutRing notes that a shard has no io_uring.
+func (e *Engine) withoutRing(err error) {
+	e.noRing.Do(func() {
+		e.opt.Log.Info("players are sent to one by one instead of by io_uring, which costs more", "err", err)
+	})
 }
 
 // Slow returns how many players have full sockets, and the bytes that are kept for

@@ -58,7 +58,7 @@ func newShard(e *Engine, latency time.Duration, slot int) *shard {
 		groups: map[groupKey]*group{}, pace: newPace(latency, slot), out: newSocketWriter(e.opt.hooks.send),
 		pays: e.opt.hooks.pays,
 	}
-	s.batch = newBatch(s.out, e.opt.Log, e.opt.Plain || e.opt.hooks.send != nil)
+	s.batch = newBatch(s.out, e.withoutRing, e.opt.Plain || e.opt.hooks.send != nil)
 	if s.pays == nil {
 		s.pays = worthPages
 	}
@@ -137,7 +137,7 @@ func (s *shard) run() {
 func (s *shard) round(late time.Duration) {
 	begun := time.Now()
 	s.last = begun
-	s.sends, s.warm = 0, false
+	s.sends, s.out.calls, s.warm = 0, 0, false
 	players, grown := 0, false
 	for i := 0; i < len(s.list); i++ {
 		g := s.list[i]
@@ -163,7 +163,7 @@ func (s *shard) round(late time.Duration) {
 	s.pace.round(took, s.sends, players, len(s.list))
 	s.full.Store(s.pace.full)
 	if grown && s.e.opt.OnFlush != nil {
-		s.e.opt.OnFlush(late, took, s.sends)
+		s.e.opt.OnFlush(late, took, s.sends, s.out.calls)
 	}
 }
 
@@ -467,6 +467,9 @@ func (s *shard) send(g *group) {
 		if s.batch.queue(g.healthy[i], b) {
 			s.drain()
 		}
+	}
+	if b.paged { // the next block has the pages
+		s.drain()
 	}
 }
 

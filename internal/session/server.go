@@ -73,13 +73,16 @@ func New(o Options) *Server {
 	lateness := o.Set.NewHistogram("weir_flush_lateness_seconds")
 	took := o.Set.NewHistogram("weir_flush_seconds")
 	sends := o.Set.NewCounter("weir_sends_total")
+	calls := o.Set.NewCounter("weir_send_calls_total")
 	s.engine = fanout.New(fanout.Options{
-		Shards: o.Shards, Slot: o.Slot, Slots: o.Slots, MaxLatency: o.Config.MaxLatency, MaxSlowBytes: int64(o.Config.MaxSlowBytes), Log: o.Log,
+		Shards: o.Shards, Slot: o.Slot, Slots: o.Slots, MaxLatency: o.Config.MaxLatency, MaxSlowBytes: int64(o.Config.MaxSlowBytes),
+		Plain: !o.Config.IOURing, Log: o.Log,
 		OnJump: func(why fanout.Jump) {
 			o.Set.GetOrCreateCounter(fmt.Sprintf(`weir_jumps_total{reason=%q}`, why)).Inc()
 		},
-		OnFlush: func(late, d time.Duration, n int) {
+		OnFlush: func(late, d time.Duration, n, system int) {
 			sends.Add(n)
+			calls.Add(system)
 			lateness.Update(late.Seconds())
 			took.Update(d.Seconds())
 			if o.Delays != nil {
