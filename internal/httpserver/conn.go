@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weir/internal/bare"
 	"weir/internal/secure"
 )
 
@@ -183,7 +184,7 @@ func (c *tcpConn) end() error {
 	kept := c.bare
 	c.place.run.mu.Unlock()
 	if kept != nil { // its owner finds out
-		return kept.shutdown(unix.SHUT_RDWR)
+		return kept.Shutdown(unix.SHUT_RDWR)
 	}
 	return net.ErrClosed
 }
@@ -202,7 +203,7 @@ func (c *tcpConn) Keep() (net.Conn, bool) {
 	if c.bare != nil || !c.counted {
 		return nil, false
 	}
-	fd, err := duplicate(c.TCPConn)
+	fd, err := bare.Duplicate(c.TCPConn)
 	if err != nil {
 		return nil, false
 	}
@@ -211,10 +212,32 @@ func (c *tcpConn) Keep() (net.Conn, bool) {
 		return nil, false
 	}
 	_ = c.TCPConn.Close() // the socket lives on
-	b := &bareConn{place: seat{run: r, release: c.place.release, at: c.place.at}, fd: int32(fd)}
+	b := &bareConn{place: seat{run: r, release: c.place.release, at: c.place.at}, Conn: bare.Of(fd)}
 	r.conns[b.place.at] = b
 	c.TCPConn, c.bare = nil, b
 	return b, true
+}
+
+// bareConn is a taken connection of which its owner uses the descriptor; of what the
+// server knew of it only its place is left.
+type bareConn struct {
+	bare.Conn
+	place seat
+}
+
+func (c *bareConn) seat() *seat   { return &c.place }
+func (c *bareConn) taken() bool   { return true }
+func (c *bareConn) is() connState { return stateTaken }
+
+// abort has its owner notice that the server stops.
+func (c *bareConn) abort() { _ = c.Shutdown(unix.SHUT_RDWR) }
+
+// Close closes the descriptor and gives the connection's place back, once.
+func (c *bareConn) Close() error {
+	if !c.place.leave() {
+		return net.ErrClosed
+	}
+	return c.Conn.Close()
 }
 
 // lingerClose ends the sending side of c and reads what its peer still sends, for

@@ -12,7 +12,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/valyala/fasthttp"
 
@@ -322,71 +321,6 @@ func TestKeepRacesWithClose(t *testing.T) {
 		}
 		if raw.Control(func(uintptr) {}) != nil || kept.Close() != nil {
 			t.Fatal("a descriptor that was kept was closed")
-		}
-	}
-}
-
-// A connection that is kept waits like any other, once somebody has to: for room, up to
-// a deadline, and until it is closed.
-func TestKeptConnectionWaits(t *testing.T) {
-	conns := make(chan net.Conn, 1)
-	n := start(t, setup{handler: taker(conns)})
-	client := n.send("GET /live HTTP/1.1\nHost: h\n\n")
-	kept, ok := (<-conns).(interface{ Keep() (net.Conn, bool) }).Keep()
-	if !ok {
-		t.Fatal("it is not kept")
-	}
-	if err := kept.SetWriteDeadline(time.Time{}); err != nil || kept.(*bareConn).file != nil {
-		t.Errorf("no deadline: %v; the poller has it: %v", err, kept.(*bareConn).file != nil)
-	}
-	big := make([]byte, 16<<20)
-	if err := kept.SetWriteDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
-		t.Fatal(err)
-	}
-	sent, err := kept.Write(big)
-	if !errors.Is(err, os.ErrDeadlineExceeded) || sent == 0 || sent == len(big) {
-		t.Fatalf("%d bytes, %v", sent, err)
-	}
-	var reader sync.WaitGroup
-	reader.Go(func() {
-		if _, err := io.CopyN(io.Discard, client, int64(len(big))); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := kept.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
-		t.Fatal(err)
-	}
-	if m, err := kept.Write(big[sent:]); err != nil || sent+m != len(big) {
-		t.Errorf("%d bytes more, %v", m, err)
-	}
-	reader.Wait()
-
-	var writer sync.WaitGroup
-	writing := make(chan struct{})
-	writer.Go(func() {
-		close(writing)
-		if _, err := kept.Write(big); !errors.Is(err, net.ErrClosed) {
-			t.Errorf("closed meanwhile: %v", err)
-		}
-	})
-	<-writing
-	if err := kept.(*bareConn).SetLinger(0); err != nil {
-		t.Error(err)
-	}
-	if err := kept.Close(); err != nil {
-		t.Error(err)
-	}
-	writer.Wait()
-	for name, f := range map[string]func() error{
-		"write":    func() error { _, err := kept.Write(big); return err },
-		"read":     func() error { _, err := kept.Read(big); return err },
-		"deadline": func() error { return kept.SetDeadline(time.Now()) },
-		"none":     func() error { return kept.SetDeadline(time.Time{}) },
-		"end":      kept.(*bareConn).CloseWrite,
-		"linger":   func() error { return kept.(*bareConn).SetLinger(0) },
-	} {
-		if err := f(); !errors.Is(err, net.ErrClosed) {
-			t.Errorf("%s of what is closed: %v", name, err)
 		}
 	}
 }

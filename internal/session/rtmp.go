@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	"weir/internal/bare"
 	"weir/internal/fanout"
 	"weir/internal/media"
 	"weir/internal/rtmp"
@@ -270,7 +271,7 @@ func (s *Server) playRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.Req
 		feed.Release()
 		return false
 	}
-	session, err := s.play(l, t, feed, c.NetConn(),
+	session, err := s.play(l, t, feed, ownable(c.NetConn()),
 		way{
 			format: fanout.RTMP{StreamID: c.StreamID(), ChunkSize: c.OutChunkSize(), Marks: peer.Node != ""},
 			farewell: func(cause error) []byte {
@@ -294,6 +295,25 @@ func (s *Server) playRTMP(ctx context.Context, c *rtmp.ServerConn, req *rtmp.Req
 		c.Hear(nil, playing{session})
 	}
 	return true
+}
+
+// ownable returns a connection with Keep, by which the fan-out has the descriptor to
+// itself, if it is one over TCP without TLS.
+func ownable(c net.Conn) net.Conn {
+	if tcp, ok := c.(*net.TCPConn); ok {
+		return tcpConn{tcp}
+	}
+	return c
+}
+
+type tcpConn struct{ *net.TCPConn }
+
+// Keep is as fan-out wants it.
+func (c tcpConn) Keep() (net.Conn, bool) {
+	if b, ok := bare.Keep(c.TCPConn); ok {
+		return b, true
+	}
+	return nil, false
 }
 
 // playing is a player in the fan-out, as it is controlled over RTMP.

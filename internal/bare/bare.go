@@ -1,4 +1,5 @@
-package httpserver
+// Package bare has connections without what Go keeps for each.
+package bare
 
 import (
 	"errors"
@@ -11,30 +12,37 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bareConn is a taken connection of which its owner uses the descriptor: all that Go
-// has for a connection, its addresses, its place in the poller and the timers of its
-// deadlines, is gone, which is a kilobyte for each player, and so is all that the server
-// knew of it but its place. It gets the poller back when somebody has to wait for it,
-// and keeps it then.
+// Conn is a connection of which its owner uses the descriptor: all that Go has for a
+// connection, its addresses, its place in the poller and the timers of its deadlines, is
+// gone, which is a kilobyte for each player. It gets the poller back when somebody has to
+// wait for it, and keeps it then.
 //
-// Its methods are safe for concurrent use.
-type bareConn struct {
-	place seat
-
+// Its methods are safe for concurrent use. It must not be copied once it is used.
+type Conn struct {
 	fd   int32 // guarded by mu; -1 once it is closed
 	mu   sync.Mutex
 	file *os.File // guarded by mu; the same descriptor in the poller, nil until somebody waits
 }
 
-func (c *bareConn) seat() *seat   { return &c.place }
-func (c *bareConn) taken() bool   { return true }
-func (c *bareConn) is() connState { return stateTaken }
+// Of returns the connection of a descriptor, which it owns from now on. The descriptor
+// must not block.
+func Of(fd int) Conn { return Conn{fd: int32(fd)} }
 
-// abort has its owner notice that the server stops.
-func (c *bareConn) abort() { _ = c.shutdown(unix.SHUT_RDWR) }
+// Keep returns a connection in place of c, which it closes: nothing but Close of the one
+// that it returns closes its descriptor. It returns false, and changes nothing, if c is
+// closed, or no descriptor is left.
+func Keep(c *net.TCPConn) (*Conn, bool) {
+	fd, err := Duplicate(c)
+	if err != nil {
+		return nil, false
+	}
+	_ = c.Close() // the socket lives on
+	b := Of(fd)
+	return &b, true
+}
 
-// duplicate returns another descriptor of a connection's socket.
-func duplicate(c *net.TCPConn) (int, error) {
+// Duplicate returns another descriptor of a connection's socket.
+func Duplicate(c *net.TCPConn) (int, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return -1, err
@@ -46,13 +54,13 @@ func duplicate(c *net.TCPConn) (int, error) {
 	return own, os.NewSyscallError("fcntl", derr)
 }
 
-// Close closes the descriptor and gives the connection's place back, once.
-func (c *bareConn) Close() error {
-	if !c.place.leave() {
-		return net.ErrClosed
-	}
+// Close closes the descriptor, once.
+func (c *Conn) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.fd < 0 {
+		return net.ErrClosed
+	}
 	fd, file := c.fd, c.file
 	c.fd, c.file = -1, nil
 	if file != nil {
@@ -61,16 +69,16 @@ func (c *bareConn) Close() error {
 	return os.NewSyscallError("close", unix.Close(int(fd)))
 }
 
-// shutdown ends one or both directions of what flows over the connection.
-func (c *bareConn) shutdown(how int) error {
+// Shutdown ends one or both directions of what flows over the connection (shutdown(2)).
+func (c *Conn) Shutdown(how int) error {
 	return c.control(func(fd int) error { return os.NewSyscallError("shutdown", unix.Shutdown(fd, how)) })
 }
 
 // CloseWrite ends the sending side.
-func (c *bareConn) CloseWrite() error { return c.shutdown(unix.SHUT_WR) }
+func (c *Conn) CloseWrite() error { return c.Shutdown(unix.SHUT_WR) }
 
 // SetLinger is that of net.TCPConn.
-func (c *bareConn) SetLinger(seconds int) error {
+func (c *Conn) SetLinger(seconds int) error {
 	return c.control(func(fd int) error {
 		l := unix.Linger{Linger: int32(seconds)}
 		if seconds >= 0 {
@@ -80,7 +88,7 @@ func (c *bareConn) SetLinger(seconds int) error {
 	})
 }
 
-func (c *bareConn) control(f func(fd int) error) error {
+func (c *Conn) control(f func(fd int) error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.fd < 0 {
@@ -90,7 +98,7 @@ func (c *bareConn) control(f func(fd int) error) error {
 }
 
 // waiting returns what waits for the socket.
-func (c *bareConn) waiting() (*os.File, error) {
+func (c *Conn) waiting() (*os.File, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.fd < 0 {
@@ -110,7 +118,8 @@ func closed(err error) error {
 	return err
 }
 
-func (c *bareConn) Read(p []byte) (int, error) {
+// Read implements net.Conn.
+func (c *Conn) Read(p []byte) (int, error) {
 	f, err := c.waiting()
 	if err != nil {
 		return 0, err
@@ -119,7 +128,8 @@ func (c *bareConn) Read(p []byte) (int, error) {
 	return n, closed(err)
 }
 
-func (c *bareConn) Write(p []byte) (int, error) {
+// Write implements net.Conn.
+func (c *Conn) Write(p []byte) (int, error) {
 	f, err := c.waiting()
 	if err != nil {
 		return 0, err
@@ -128,19 +138,22 @@ func (c *bareConn) Write(p []byte) (int, error) {
 	return n, closed(err)
 }
 
-func (c *bareConn) SetDeadline(t time.Time) error {
+// SetDeadline implements net.Conn.
+func (c *Conn) SetDeadline(t time.Time) error {
 	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
 }
 
-func (c *bareConn) SetReadDeadline(t time.Time) error {
+// SetReadDeadline implements net.Conn.
+func (c *Conn) SetReadDeadline(t time.Time) error {
 	return c.deadline(t, (*os.File).SetReadDeadline)
 }
 
-func (c *bareConn) SetWriteDeadline(t time.Time) error {
+// SetWriteDeadline implements net.Conn.
+func (c *Conn) SetWriteDeadline(t time.Time) error {
 	return c.deadline(t, (*os.File).SetWriteDeadline)
 }
 
-func (c *bareConn) deadline(t time.Time, set func(*os.File, time.Time) error) error {
+func (c *Conn) deadline(t time.Time, set func(*os.File, time.Time) error) error {
 	if t.IsZero() { // who never waited has none
 		c.mu.Lock()
 		none := c.fd >= 0 && c.file == nil
@@ -156,11 +169,14 @@ func (c *bareConn) deadline(t time.Time, set func(*os.File, time.Time) error) er
 	return closed(set(f, t))
 }
 
-func (c *bareConn) LocalAddr() net.Addr  { return c.addr(unix.Getsockname) }
-func (c *bareConn) RemoteAddr() net.Addr { return c.addr(unix.Getpeername) }
+// LocalAddr implements net.Conn.
+func (c *Conn) LocalAddr() net.Addr { return c.addr(unix.Getsockname) }
+
+// RemoteAddr implements net.Conn.
+func (c *Conn) RemoteAddr() net.Addr { return c.addr(unix.Getpeername) }
 
 // addr asks the kernel; the zero address stands for none.
-func (c *bareConn) addr(ask func(fd int) (unix.Sockaddr, error)) net.Addr {
+func (c *Conn) addr(ask func(fd int) (unix.Sockaddr, error)) net.Addr {
 	a := &net.TCPAddr{}
 	_ = c.control(func(fd int) error {
 		sa, err := ask(fd)
@@ -176,20 +192,20 @@ func (c *bareConn) addr(ask func(fd int) (unix.Sockaddr, error)) net.Addr {
 }
 
 // SyscallConn implements syscall.Conn.
-func (c *bareConn) SyscallConn() (syscall.RawConn, error) { return (*bareRaw)(c), nil }
+func (c *Conn) SyscallConn() (syscall.RawConn, error) { return (*rawConn)(c), nil }
 
-// bareRaw is the raw access to a bareConn. What it is given is called once, while
+// rawConn is the raw access to a Conn. What it is given is called once, while
 // nobody can close the descriptor: it must not wait, nor use the connection.
-type bareRaw bareConn
+type rawConn Conn
 
-func (r *bareRaw) Control(f func(fd uintptr)) error {
-	return (*bareConn)(r).control(func(fd int) error { f(uintptr(fd)); return nil })
+func (r *rawConn) Control(f func(fd uintptr)) error {
+	return (*Conn)(r).control(func(fd int) error { f(uintptr(fd)); return nil })
 }
 
-func (r *bareRaw) Read(f func(fd uintptr) bool) error {
+func (r *rawConn) Read(f func(fd uintptr) bool) error {
 	return r.Control(func(fd uintptr) { f(fd) })
 }
 
-func (r *bareRaw) Write(f func(fd uintptr) bool) error {
+func (r *rawConn) Write(f func(fd uintptr) bool) error {
 	return r.Control(func(fd uintptr) { f(fd) })
 }
