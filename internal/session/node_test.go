@@ -269,7 +269,10 @@ func start(t *testing.T, change func(o *Options, d *Door)) *testNode {
 		}
 		stopped = true
 		cancel()
-		server.Close()
+		// Who waits for an answer gets one.
+		graceful, over := context.WithTimeout(context.Background(), patience)
+		defer over()
+		_ = server.Shutdown(graceful)
 		done := make(chan error, 1)
 		go func() { done <- g.Wait(); handlers.Wait() }()
 		select {
