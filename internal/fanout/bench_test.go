@@ -29,7 +29,7 @@ func newBench(tb testing.TB, f Format, players int) *bench {
 	b.s.frame('K', 0, 1000)
 	for i := range players {
 		p := &Session{e: e, fd: int32(noFile + i), at: -1, shard: b.shard, mailed: true,
-			p: Player{Stream: b.s.s, Format: f}, cursor: b.s.s.Join()}
+			p: terms{Stream: b.s.s, Format: f}, cursor: b.s.s.Join()}
 		b.shard.letter = append(b.shard.letter, p)
 	}
 	b.shard.read()
@@ -112,7 +112,7 @@ func BenchmarkRoundOfManyStreams(b *testing.B) {
 				s.headers(0)
 				s.frame('K', 0, 1000)
 				w.shard.letter = append(w.shard.letter, &Session{e: w.shard.e, fd: noFile, at: -1, shard: w.shard,
-					p: Player{Stream: s.s, Format: FLV{}}, cursor: s.s.Join()})
+					p: terms{Stream: s.s, Format: FLV{}}, cursor: s.s.Join()})
 			}
 			w.shard.read()
 			w.shard.round(0)
@@ -136,7 +136,7 @@ func BenchmarkJoin(b *testing.B) {
 	g := w.shard.list[0]
 	b.ReportAllocs()
 	for b.Loop() {
-		p := &Session{e: w.shard.e, fd: noFile, at: -1, shard: w.shard, p: Player{Stream: w.s.s, Format: FLV{}}, cursor: w.s.s.Join()}
+		p := &Session{e: w.shard.e, fd: noFile, at: -1, shard: w.shard, p: terms{Stream: w.s.s, Format: FLV{}}, cursor: w.s.s.Join()}
 		w.shard.admit(p)
 		g.remove(p)
 	}

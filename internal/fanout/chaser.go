@@ -60,40 +60,41 @@ func newSignals() *signals {
 	return &signals{wake: make(chan struct{}, 1), room: make(chan struct{}, 1), gone: make(chan struct{})}
 }
 
-// chase starts the session's chaser. The session's rest and cursor are set.
-func (s *Session) chase() {
+// chase starts the session's chaser, which goes on at the session's cursor. rest, in a
+// shared block if that is not nil, is to be written before; it may begin in the middle
+// of a tag.
+func (s *Session) chase(rest []byte, in *shared) {
 	s.mu.Lock()
 	s.place = chased
-	if s.signals == nil {
-		s.signals = newSignals()
-		if s.ended {
-			close(s.signals.gone)
+	asked := s.ask()
+	if asked.signals == nil {
+		asked.signals = newSignals()
+		if asked.ended {
+			close(asked.signals.gone)
 		}
 	}
-	signals := s.signals
+	signals := asked.signals
 	s.mu.Unlock()
 	s.e.running.Go(func() {
-		c := chaser{Session: s, signals: signals, video: true, begun: time.Now()}
-		c.run()
+		c := chaser{Session: s, signals: signals, video: true, begun: time.Now(), full: len(rest) > 0}
+		err := c.write(rest, in)
+		rest, in = nil, nil // a frame may be large
+		c.run(err)
 	})
 }
 
-// run writes until the player is over or has caught up.
-func (c *chaser) run() {
+// run writes until the player is over or has caught up. err is that of the rest.
+func (c *chaser) run(err error) {
 	s := c.Session
 	defer c.sleep()
 	if s.shard == nil {
 		s.e.solo.enter(1)
 		defer s.e.solo.enter(-1)
 	}
-	rest, in := s.rest, s.restIn
-	c.full = len(rest) > 0
-	s.rest, s.restIn = nil, nil
-	if err := c.write(rest, in); err != nil {
+	if err != nil {
 		s.finish(classify(err), err)
 		return
 	}
-	rest, in = nil, nil // a frame may be large
 	for {
 		inject, wish, reason := s.take()
 		if reason != "" {
@@ -173,7 +174,7 @@ var scratches = sync.Pool{New: func() any { return new([]byte) }}
 // pause waits until the next batch of a player without a shard is due, or the
 // session was ended.
 func (c *chaser) pause() {
-	left := time.Until(c.sent.Add(c.e.solo.interval(c.p.Urgent)))
+	left := time.Until(c.sent.Add(c.e.solo.interval(c.urgent)))
 	if left <= 0 {
 		return
 	}
@@ -223,7 +224,8 @@ func (c *chaser) giveBack() {
 		s.cursor = s.p.Stream.At(s.cursor.Seq(), s.cursor.Headers()) // what it lost is counted
 	}
 	s.mu.Lock()
-	s.place, s.signals = arriving, nil
+	s.place, s.asked.signals = arriving, nil
+	s.forget()
 	s.mu.Unlock()
 	s.mail()
 }
@@ -382,7 +384,7 @@ func (c *chaser) write(b []byte, in *shared) error {
 
 // push writes some of b, waiting for room until a deadline, which is the error then.
 func (c *chaser) push(b []byte, deadline time.Time) (int, error) {
-	if c.fd < 0 || c.watched.Load() == 0 {
+	if c.fd < 0 || !c.watched.Load() {
 		if err := c.p.Conn.SetWriteDeadline(deadline); err != nil {
 			return 0, err
 		}
@@ -411,7 +413,7 @@ func (c *chaser) push(b []byte, deadline time.Time) (int, error) {
 func (c *chaser) pushNow(b []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.ended {
+	if c.isEnded() {
 		return 0, net.ErrClosed
 	}
 	n, err := c.shard.out.now(uintptr(c.fd), b)

@@ -122,8 +122,8 @@ func testCrowdsOverTCP(t *testing.T, plain bool) {
 	if full.Load() == 0 || jumped.Load() == 0 || cut.Load() == 0 {
 		t.Errorf("%d players got all, %d jumped, %d left", full.Load(), jumped.Load(), cut.Load())
 	}
-	if len(e.reader.sessions) > 0 {
-		t.Errorf("the reader keeps %d sessions", len(e.reader.sessions))
+	if e.Len() > 0 {
+		t.Errorf("%d sessions are kept", e.Len())
 	}
 }
 

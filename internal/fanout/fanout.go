@@ -20,7 +20,6 @@ package fanout
 import (
 	"errors"
 	"log/slog"
-	"maps"
 	"net"
 	"runtime"
 	"slices"
@@ -153,16 +152,19 @@ type Engine struct {
 	debts  debts
 	solo   soloPace
 
-	turn    atomic.Uint32 // of the shards
-	noRing  sync.Once     // that is told
+	turn    atomic.Uint32          // of the shards
+	limits  atomic.Pointer[Limits] // of the last player: most have the same
+	noRing  sync.Once              // that is told
 	stop    sync.Once
 	running sync.WaitGroup // shards, reader, reaper, chasers
 	players sync.WaitGroup // sessions whose Done has not returned
 
 	mu       sync.Mutex
-	sessions map[*Session]struct{} // guarded by mu
-	closed   bool                  // guarded by mu
-	finished []finished            // guarded by mu; whose Done is due
+	slots    []*Session // guarded by mu; the sessions, at the places that their ids say, and nil
+	free     []uint32   // guarded by mu; the places of nil
+	next     uint32     // guarded by mu; tells those apart that have had a place
+	closed   bool       // guarded by mu
+	finished []finished // guarded by mu; whose Done is due
 
 	due  chan struct{} // capacity 1: finished has grown
 	quit chan struct{} // closed when all sessions are over
@@ -181,7 +183,7 @@ func New(o Options) *Engine {
 	}
 	e := &Engine{
 		opt: o, solo: soloPace{pace: newPace(o.MaxLatency, 0)},
-		sessions: map[*Session]struct{}{}, due: make(chan struct{}, 1), quit: make(chan struct{}),
+		due: make(chan struct{}, 1), quit: make(chan struct{}),
 	}
 	e.debts = debts{most: o.MaxSlowBytes, of: map[*Session]*debt{}}
 	if e.opt.OnJump == nil {
@@ -193,7 +195,7 @@ func New(o Options) *Engine {
 	if e.opt.hooks.look == 0 {
 		e.opt.hooks.look = lookEvery
 	}
-	e.reader = newReader(o.Log, o.hooks.poll, e.running.Go)
+	e.reader = newReader(o.Log, o.hooks.poll, e.find, e.running.Go)
 	e.running.Go(e.reap)
 	for i := range o.Shards {
 		e.shards = append(e.shards, newShard(e, o.MaxLatency, o.Slot+i))
@@ -221,7 +223,8 @@ func join(p Player) *stream.Cursor {
 // the first one to come. The engine owns the connection from then on, also when
 // it fails.
 func (e *Engine) Add(p Player) (*Session, error) {
-	s := &Session{e: e, p: p, fd: -1, at: -1, cursor: join(p)}
+	s := &Session{e: e, fd: -1, at: -1, cursor: join(p), urgent: p.Urgent}
+	s.p = terms{p.Conn, p.Stream, p.Format, e.shared(p.Limits), p.Read, p.Farewell, p.Done}
 	if raw, ok := direct(p.Conn); ok {
 		if kept, its, fd := own(p.Conn); kept != nil {
 			s.p.Conn, raw, s.fd = kept, its, int32(fd)
@@ -233,7 +236,7 @@ func (e *Engine) Add(p Player) (*Session, error) {
 		prepare(raw, p.Limits)
 		s.unsent = unsentFirst
 	} else {
-		s.place, s.signals = chased, newSignals() // from the first End on
+		s.place, s.asked = chased, &asked{signals: newSignals()} // from the first End on
 		if below, ok := p.Conn.(interface{ NetConn() net.Conn }); ok {
 			if raw, ok := direct(below.NetConn()); ok {
 				prepare(raw, p.Limits)
@@ -247,7 +250,7 @@ func (e *Engine) Add(p Player) (*Session, error) {
 		s.close(Shutdown)
 		return nil, ErrClosed
 	}
-	e.sessions[s] = struct{}{}
+	e.enter(s)
 	e.players.Add(1)
 	e.mu.Unlock()
 
@@ -257,11 +260,56 @@ func (e *Engine) Add(p Player) (*Session, error) {
 		}
 	}
 	if s.shard == nil {
-		s.chase()
+		s.chase(nil, nil)
 	} else {
 		s.mail()
 	}
 	return s, nil
+}
+
+// shared returns the one copy of limits that many players have.
+func (e *Engine) shared(l Limits) *Limits {
+	if last := e.limits.Load(); last != nil && *last == l {
+		return last
+	}
+	e.limits.Store(&l)
+	return &l
+}
+
+// enter gives a session an id: its place, and a number above that which none before it
+// had there. None is 0. e.mu is held.
+func (e *Engine) enter(s *Session) {
+	var place uint32
+	if n := len(e.free); n > 0 {
+		place, e.free = e.free[n-1], e.free[:n-1]
+		e.slots[place] = s
+	} else {
+		place = uint32(len(e.slots))
+		e.slots = append(e.slots, s)
+	}
+	if e.next++; e.next == 0 {
+		e.next = 1
+	}
+	s.id = uint64(e.next)<<32 | uint64(place)
+}
+
+// leave forgets a session. e.mu is held.
+func (e *Engine) leave(s *Session) {
+	place := uint32(s.id)
+	e.slots[place] = nil
+	e.free = append(e.free, place)
+}
+
+// find returns the session of an id, nil if it is over.
+func (e *Engine) find(id uint64) *Session {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if place := int(uint32(id)); place < len(e.slots) {
+		if s := e.slots[place]; s != nil && s.id == id {
+			return s
+		}
+	}
+	return nil
 }
 
 // finish tells whoever added the session that it is over. The connection is
@@ -288,7 +336,7 @@ func (e *Engine) reap() {
 		list := e.finished
 		e.finished = nil
 		for _, f := range list {
-			delete(e.sessions, f.s)
+			e.leave(f.s)
 		}
 		e.mu.Unlock()
 		for _, f := range list {
@@ -302,7 +350,7 @@ func (e *Engine) reap() {
 func (e *Engine) Len() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return len(e.sessions)
+	return len(e.slots) - len(e.free)
 }
 
 // Beat returns the time between two beats while there are shards with so many players
@@ -348,7 +396,7 @@ func (e *Engine) Close() { e.stop.Do(e.close) }
 func (e *Engine) close() {
 	e.mu.Lock()
 	e.closed = true
-	all := slices.Collect(maps.Keys(e.sessions))
+	all := slices.DeleteFunc(slices.Clone(e.slots), func(s *Session) bool { return s == nil })
 	e.mu.Unlock()
 	for _, s := range all { // not under the lock: closing a connection may take its time
 		s.End(Shutdown)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -28,10 +27,7 @@ type reader struct {
 	poll int // epoll descriptor; -1 if there is none
 	wake int // eventfd that ends run
 
-	next atomic.Uint64 // id of a session here
-
-	mu       sync.Mutex
-	sessions map[uint64]*Session // guarded by mu
+	find func(id uint64) *Session // static; nil for one that is over
 }
 
 // stopID is the id of the eventfd.
@@ -39,8 +35,8 @@ const stopID = 0
 
 // newReader returns a reader that starts with its first session; begin runs its
 // goroutine.
-func newReader(log *slog.Logger, polled func(), begin func(run func())) *reader {
-	return &reader{log: log, polled: polled, begin: begin, poll: -1, wake: -1, sessions: map[uint64]*Session{}}
+func newReader(log *slog.Logger, polled func(), find func(id uint64) *Session, begin func(run func())) *reader {
+	return &reader{log: log, polled: polled, begin: begin, poll: -1, wake: -1, find: find}
 }
 
 func (r *reader) open() error {
@@ -81,18 +77,14 @@ func (r *reader) add(s *Session) bool {
 	if r.poll < 0 {
 		return false
 	}
-	id := r.next.Add(1)
-	r.mu.Lock()
-	r.sessions[id] = s
-	s.watched.Store(id) // behind the entry, for a remove that comes now to find it
-	r.mu.Unlock()
+	s.watched.Store(true)
 	if s.isOver() { // and its remove may have come before
 		r.remove(s)
 		return true
 	}
 	var err error
 	if cerr := s.raw.Control(func(fd uintptr) {
-		err = unix.EpollCtl(r.poll, unix.EPOLL_CTL_ADD, int(fd), event(hears, id))
+		err = unix.EpollCtl(r.poll, unix.EPOLL_CTL_ADD, int(fd), event(hears, s.id))
 	}); cerr != nil {
 		r.remove(s)
 		s.End(Left) // it is closed already
@@ -113,11 +105,10 @@ const hears = unix.EPOLLIN | unix.EPOLLRDHUP
 // caller holds its lock, and it has not been ended. An error means that it is not
 // watched any more: the player has left.
 func (r *reader) await(s *Session) error {
-	id := s.watched.Load()
-	if id == 0 {
+	if !s.watched.Load() {
 		return syscall.EPIPE
 	}
-	err := unix.EpollCtl(r.poll, unix.EPOLL_CTL_MOD, int(s.fd), event(hears|unix.EPOLLOUT, id))
+	err := unix.EpollCtl(r.poll, unix.EPOLL_CTL_MOD, int(s.fd), event(hears|unix.EPOLLOUT, s.id))
 	if errors.Is(err, unix.ENOENT) {
 		err = syscall.EPIPE
 	}
@@ -125,29 +116,24 @@ func (r *reader) await(s *Session) error {
 }
 
 // tellRoom tells a session's chaser that there is room, once for each await.
-func (r *reader) tellRoom(s *Session, id uint64) {
+func (r *reader) tellRoom(s *Session) {
 	s.mu.Lock()
-	signals := s.signals
-	if !s.ended && s.place != over { // else the descriptor may be somebody else's
-		_ = unix.EpollCtl(r.poll, unix.EPOLL_CTL_MOD, int(s.fd), event(hears, id))
+	var room chan struct{} // nil if nobody waits
+	if s.asked != nil && s.asked.signals != nil {
+		room = s.asked.signals.room
+	}
+	if !s.isEnded() && s.place != over { // else the descriptor may be somebody else's
+		_ = unix.EpollCtl(r.poll, unix.EPOLL_CTL_MOD, int(s.fd), event(hears, s.id))
 	}
 	s.mu.Unlock()
-	if signals != nil {
-		select {
-		case signals.room <- struct{}{}:
-		default:
-		}
+	select {
+	case room <- struct{}{}:
+	default:
 	}
 }
 
-// remove forgets a session. The kernel forgets its socket when that is closed.
-func (r *reader) remove(s *Session) {
-	if id := s.watched.Swap(0); id != 0 {
-		r.mu.Lock()
-		delete(r.sessions, id)
-		r.mu.Unlock()
-	}
-}
+// remove lets a session alone. The kernel forgets its socket when that is closed.
+func (r *reader) remove(s *Session) { s.watched.Store(false) }
 
 // drop is remove for a session whose socket stays open for now: with what it has
 // to say unread it would be reported again and again.
@@ -187,14 +173,12 @@ func (r *reader) run() {
 			if id == stopID {
 				return
 			}
-			r.mu.Lock()
-			s := r.sessions[id]
-			r.mu.Unlock()
-			if s == nil {
+			s := r.find(id)
+			if s == nil || !s.watched.Load() {
 				continue
 			}
 			if events[i].Events&unix.EPOLLOUT != 0 {
-				r.tellRoom(s, id)
+				r.tellRoom(s)
 			}
 			if events[i].Events&^unix.EPOLLOUT != 0 {
 				in.serve(s)

@@ -55,8 +55,8 @@ func TestLeavingAStalledStreamIsNoticed(t *testing.T) {
 				t.Errorf("%s: %+v", name, r)
 			}
 			e.Close()
-			if n := len(e.reader.sessions); n > 0 {
-				t.Errorf("%s: the reader keeps %d sessions", name, n)
+			if n := e.Len(); n > 0 {
+				t.Errorf("%s: %d sessions are kept", name, n)
 			}
 		}
 	}
@@ -245,8 +245,8 @@ func TestAddRaces(t *testing.T) {
 				}
 				racers.Wait()
 				e.Close()
-				if done.Load() != 4 || len(e.reader.sessions) > 0 {
-					t.Fatalf("%d of 4 are done, the reader keeps %d", done.Load(), len(e.reader.sessions))
+				if done.Load() != 4 || e.Len() > 0 {
+					t.Fatalf("%d of 4 are done, %d are kept", done.Load(), e.Len())
 				}
 			}
 		})
@@ -261,7 +261,7 @@ func TestRoomIsToldOfAnOwnedDescriptor(t *testing.T) {
 	s.headers(0)
 	near, far := tcpPair(t)
 	p := s.readTCP(e, &owned{TCPConn: near}, says(true))
-	if p.fd < 0 || p.watched.Load() == 0 {
+	if p.fd < 0 || !p.watched.Load() {
 		t.Fatal("the engine does not have the descriptor")
 	}
 	for i := range 40 {

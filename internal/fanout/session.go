@@ -2,6 +2,7 @@ package fanout
 
 import (
 	"math"
+	"net"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -11,39 +12,75 @@ import (
 )
 
 // Session is one player while it plays. What a send touches comes first, in one line of
-// the cache: of thousands of players' none is still there when its turn comes.
+// the cache: of thousands of players' none is still there when its turn comes. All of it
+// is three lines, of which the allocator keeps the bounds.
 type Session struct {
 	bytes atomic.Uint64
 	raw   syscall.RawConn // the socket; below TLS, to be looked at only; nil if that is not known; static after Add
 	fd    int32           // the engine's own descriptor, -1 if it has none: its owner alone closes it; static after Add
 
 	// Owned by whoever has the session: its shard, or its chaser.
-	at       int32 // index among the group's players, -1 outside of it
-	unsent   int32 // TCP_NOTSENT_LOWAT of the socket
-	started  bool  // the player has got the beginning of its format
+	at       int32         // index among the group's players, -1 outside of it
+	unsent   int32         // TCP_NOTSENT_LOWAT of the socket
+	heard    atomic.Uint32 // bytes, up to the largest number; the reader's
 	group    *group
 	skipBase uint64         // tags lost before cursor
 	cursor   *stream.Cursor // where a chaser goes on
-	rest     []byte         // to be written before that; may begin in the middle of a tag
-	restIn   *shared        // what rest is a part of, nil if it is the session's alone
 
 	// Static after Add.
 	e     *Engine
-	p     Player
+	p     terms
 	shard *shard // nil if the connection cannot be written to directly
+	id    uint64 // in the engine
 
 	skipped atomic.Uint64
-	watched atomic.Uint64 // id at the reader, 0 for none
-	heard   atomic.Uint32 // bytes, up to the largest number
+	watched atomic.Bool // by the reader
+	started bool        // the player has got the beginning of its format; of whoever has the session
+	urgent  bool        // static after Add
 
-	mu      sync.Mutex
-	signals *signals // guarded by mu; of the chaser, nil while there is none
-	inject  []byte   // guarded by mu; to be written at the next tag boundary
-	reason  Reason   // guarded by mu; why the session ends, once that is sure
-	wish    wish     // guarded by mu
-	place   place    // guarded by mu
-	mailed  bool     // guarded by mu; it lies in the shard's mail
-	ended   bool     // guarded by mu; End was called
+	place  place  // guarded by mu
+	mailed bool   // guarded by mu; it lies in the shard's mail
+	asked  *asked // guarded by mu; nil while nothing is: see ask
+	mu     sync.Mutex
+}
+
+// terms are what a session keeps of a Player.
+type terms struct {
+	Conn     net.Conn
+	Stream   *stream.Stream
+	Format   Format
+	Limits   *Limits // the same for all that have the same
+	Read     func(s *Session, b []byte) bool
+	Farewell func(cause error) []byte
+	Done     func(Result)
+}
+
+// asked is what was asked of a session, and how its chaser hears of it: little of it
+// happens to most players before their end.
+type asked struct {
+	signals *signals // of the chaser, nil while there is none
+	inject  []byte   // to be written at the next tag boundary
+	reason  Reason   // why the session ends, once that is sure
+	wish    wish
+	ended   bool // End was called
+}
+
+// ask returns what was asked of the session, for something to be added. s.mu is held.
+func (s *Session) ask() *asked {
+	if s.asked == nil {
+		s.asked = new(asked)
+	}
+	return s.asked
+}
+
+// isEnded reports whether End was called. s.mu is held.
+func (s *Session) isEnded() bool { return s.asked != nil && s.asked.ended }
+
+// forget drops the memory of what was asked, if nothing is any more. s.mu is held.
+func (s *Session) forget() {
+	if a := s.asked; a != nil && a.signals == nil && len(a.inject) == 0 && a.reason == "" && !a.wish.special() && !a.ended {
+		s.asked = nil
+	}
 }
 
 // place says who has a session.
@@ -76,9 +113,10 @@ const maxInject = 16 << 10
 // ping. A player that makes the server owe more than it reads is cut.
 func (s *Session) Inject(b []byte) {
 	s.mu.Lock()
-	over := len(s.inject)+len(b) > maxInject
+	asked := s.ask()
+	over := len(asked.inject)+len(b) > maxInject
 	if !over {
-		s.inject = append(s.inject, b...)
+		asked.inject = append(asked.inject, b...)
 	}
 	slow := s.place == chased
 	s.mu.Unlock()
@@ -97,7 +135,7 @@ func (s *Session) Inject(b []byte) {
 // not count as skipped.
 func (s *Session) Pause(on bool) {
 	s.mu.Lock()
-	s.wish.paused = on
+	s.ask().wish.paused = on
 	s.mu.Unlock()
 	s.attend()
 }
@@ -108,9 +146,9 @@ func (s *Session) Mute(kind media.Kind, on bool) {
 	s.mu.Lock()
 	switch kind {
 	case media.Audio:
-		s.wish.muted.audio = on
+		s.ask().wish.muted.audio = on
 	case media.Video:
-		s.wish.muted.video = on
+		s.ask().wish.muted.video = on
 	}
 	s.mu.Unlock()
 	s.attend()
@@ -121,10 +159,11 @@ func (s *Session) Mute(kind media.Kind, on bool) {
 func (s *Session) End(why Reason) {
 	why = s.settle(why)
 	s.mu.Lock()
-	first := !s.ended
-	s.ended = true
-	if first && s.signals != nil {
-		close(s.signals.gone)
+	asked := s.ask()
+	first := !asked.ended
+	asked.ended = true
+	if first && asked.signals != nil {
+		close(asked.signals.gone)
 	}
 	wait := s.fd >= 0 && (s.place == arriving || s.place == sharded)
 	if first && s.fd >= 0 && !wait {
@@ -144,8 +183,8 @@ func (s *Session) End(why Reason) {
 // bounds that. With Moved the player gets 2 s to read it and close.
 func (s *Session) EndGently(why Reason) {
 	s.mu.Lock()
-	if s.wish.leave == "" {
-		s.wish.leave = why
+	if wish := &s.ask().wish; wish.leave == "" {
+		wish.leave = why
 	}
 	s.mu.Unlock()
 	s.attend()
@@ -170,14 +209,18 @@ func (s *Session) Skipped() uint64 { return s.skipped.Load() }
 // attend makes whoever has the session look at what was asked of it.
 func (s *Session) attend() {
 	s.mu.Lock()
-	place, signals := s.place, s.signals
+	place := s.place
+	var wake chan struct{}
+	if place == chased {
+		wake = s.asked.signals.wake
+	}
 	s.mu.Unlock()
 	switch place {
 	case arriving, sharded:
 		s.mail()
 	case chased:
 		select {
-		case signals.wake <- struct{}{}:
+		case wake <- struct{}{}:
 		default:
 		}
 	}
@@ -211,18 +254,23 @@ func (s *Session) isOver() bool {
 func (s *Session) take() (inject []byte, w wish, reason Reason) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	inject, s.inject = s.inject, nil
-	return inject, s.wish, s.reason
+	if a := s.asked; a != nil {
+		inject, w, reason = a.inject, a.wish, a.reason
+		a.inject = nil
+		s.forget()
+	}
+	return inject, w, reason
 }
 
 // settle makes why the reason unless there is one, and returns the reason.
 func (s *Session) settle(why Reason) Reason {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.reason == "" {
-		s.reason = why
+	asked := s.ask()
+	if asked.reason == "" {
+		asked.reason = why
 	}
-	return s.reason
+	return asked.reason
 }
 
 // lose counts tags that the player lost, by whoever has the session.
@@ -246,7 +294,7 @@ func (s *Session) finish(why Reason, err error) {
 	if s.group != nil && s.group.leave() {
 		s.shard.nudge() // to drop the group
 	}
-	s.rest, s.restIn, s.cursor = nil, nil, nil
+	s.cursor = nil
 	s.e.finish(s, Result{Reason: why, Err: err, Bytes: s.bytes.Load(), Skipped: s.skipped.Load()})
 }
 

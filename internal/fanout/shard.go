@@ -554,8 +554,7 @@ func (s *shard) chase(p *Session, rest []byte, in *shared) {
 	if p.cursor == nil {
 		p.cursor = g.key.stream.At(g.next.Load(), g.cursor.Headers())
 	}
-	p.rest, p.restIn = rest, in
-	p.chase()
+	p.chase(rest, in)
 }
 
 // finish ends a session that the shard has.
