@@ -139,13 +139,14 @@ func (r *Ring) queue(op uint8, fd int, b []byte, flags uint32) {
 }
 
 // Do makes the queued operations, in their order, and returns what came of each; that
-// is good until the next one is queued. An error means that io_uring does not work: what
-// could not be tried is Undone, and the ring should be closed.
+// is good until the next one is queued. What the kernel has no memory for now is Undone.
+// An error means that io_uring does not work, and the ring should be closed; what could
+// not be tried is Undone then, too, and what nobody knows the outcome of EIO.
 func (r *Ring) Do() ([]Result, error) {
 	n := r.queued
 	results := r.results[:n]
 	for i := range results {
-		results[i] = Undone
+		results[i] = -Result(unix.EIO)
 	}
 	r.queued = 0
 	r.submitted.Store(r.submitted.Load() + uint32(n))
@@ -169,7 +170,12 @@ func (r *Ring) Do() ([]Result, error) {
 		case todo > 0 && (errno != 0 || taken == 0):
 			// What the kernel has not taken it must not find in the queue. What it has taken
 			// is waited for all the same: it uses the memory.
-			failed = fmt.Errorf("io_uring_enter took %d of %d operations: %w", n-todo, n, errno)
+			if errno != unix.EAGAIN && errno != unix.ENOMEM && errno != unix.EBUSY {
+				failed = fmt.Errorf("io_uring_enter took %d of %d operations: %w", n-todo, n, errno)
+			}
+			for i := n - todo; i < n; i++ {
+				results[i] = Undone
+			}
 			r.submitted.Store(r.submitted.Load() - uint32(todo))
 			left -= todo
 			todo = 0

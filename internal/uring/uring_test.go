@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"runtime"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -241,6 +244,114 @@ func TestUnavailable(t *testing.T) {
 	}
 	if !errors.Is(err, unix.EMFILE) || errors.Is(err, ErrUnavailable) {
 		t.Error(err)
+	}
+}
+
+// What the kernel has no memory for now it may have later: the operations are undone,
+// and the ring stays good.
+func TestKernelIsShort(t *testing.T) {
+	r := newRing(t, 4)
+	fd, _, _ := pair(t)
+	for _, errno := range []unix.Errno{unix.EAGAIN, unix.ENOMEM, unix.EBUSY} {
+		confined(t, unix.SYS_IO_URING_ENTER, false, errno, func() {
+			r.Send(fd, []byte("a"))
+			r.Send(fd, []byte("b"))
+			if results, err := r.Do(); err != nil || results[0] != Undone || results[1] != Undone {
+				t.Error(errno, results, err)
+			}
+		})
+		r.Send(fd, []byte("c"))
+		if results, err := r.Do(); err != nil || len(results) != 1 || results[0] != 1 {
+			t.Error(errno, results, err)
+		}
+	}
+}
+
+// What takes longer is waited for: the kernel uses its memory.
+func TestOperationsThatTakeLonger(t *testing.T) {
+	r := newRing(t, 4)
+	empty, _, far := pair(t)
+	ready, _, _ := pair(t)
+	got := make([]byte, 10)
+	queue := func() {
+		r.Send(ready, []byte("a"))
+		r.queue(opReceive, empty, got, 0) // without MSG_DONTWAIT
+		r.Send(ready, []byte("bc"))
+	}
+	queue()
+	var writing sync.WaitGroup
+	writing.Go(func() { _, _ = far.Write([]byte("late")) })
+	results, err := r.Do()
+	if err != nil || results[0] != 1 || results[1] != 4 || results[2] != 2 || string(got[:4]) != "late" {
+		t.Errorf("%v, %v, %q", results, err, got)
+	}
+	writing.Wait()
+
+	// If that cannot be waited for nobody knows what comes of it: it is not undone, for
+	// who tries it again would do it twice.
+	confined(t, unix.SYS_IO_URING_ENTER, true, unix.EPERM, func() {
+		queue()
+		results, err := r.Do()
+		if n, errno := results[1].Split(); n != 0 || errno != unix.EIO || results[0] != 1 || results[2] != 2 || !errors.Is(err, unix.EPERM) {
+			t.Error(results, err)
+		}
+	})
+}
+
+// Who confines the process may let none of it pass, or only a part.
+func TestForbidden(t *testing.T) {
+	for _, call := range []uintptr{unix.SYS_IO_URING_SETUP, unix.SYS_IO_URING_REGISTER} {
+		for _, errno := range []unix.Errno{unix.EPERM, unix.EACCES, unix.ENOSYS} {
+			before := descriptors(t)
+			confined(t, call, false, errno, func() {
+				if _, err := New(4); !errors.Is(err, ErrUnavailable) {
+					t.Errorf("call %d, %v: %v", call, errno, err)
+				}
+			})
+			if after := descriptors(t); after != before {
+				t.Errorf("call %d, %v: %d descriptors, %d before", call, errno, after, before)
+			}
+		}
+	}
+	r := newRing(t, 4)
+	fd, _, _ := pair(t)
+	confined(t, unix.SYS_IO_URING_ENTER, false, unix.EPERM, func() {
+		r.Send(fd, []byte("a"))
+		if results, err := r.Do(); !errors.Is(err, unix.EPERM) || results[0] != Undone {
+			t.Error(results, err)
+		}
+	})
+}
+
+// descriptors returns how many this process has.
+func descriptors(t *testing.T) int {
+	list, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(list)
+}
+
+// A ring outlives the threads that used it.
+func TestThreadsComeAndGo(t *testing.T) {
+	r := newRing(t, 2)
+	fd, _, far := pair(t)
+	for i := range 100 {
+		done := make(chan bool)
+		go func() {
+			defer close(done)
+			runtime.LockOSThread() // its thread ends with it
+			r.Send(fd, []byte{byte(i)})
+			r.Send(fd, []byte{byte(i)})
+			if results, err := r.Do(); err != nil || results[0] != 1 || results[1] != 1 {
+				t.Error(i, results, err)
+			}
+		}()
+		<-done
+		var got [2]byte
+		if _, err := io.ReadFull(far, got[:]); err != nil || got != [2]byte{byte(i), byte(i)} {
+			t.Error(i, got, err)
+		}
 	}
 }
 
