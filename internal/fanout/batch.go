@@ -9,8 +9,8 @@ import (
 
 // batch collects what a shard sends in a round, of all its groups, and sends it with few
 // system calls: one for 64 players by io_uring, which costs up to a third less than 64 of
-// them. Where that cannot be had each player is sent to by a call of its own. It
-// belongs to the shard's goroutine.
+// them. Where that cannot be had, and to connections whose descriptor is not the engine's
+// own, each player is sent to by a call of its own. It belongs to the shard's goroutine.
 type batch struct {
 	out     *socketWriter
 	without func(error) // told why there is no ring, once
@@ -53,7 +53,7 @@ func newBatch(out *socketWriter, without func(error), plain bool) batch {
 	return batch{out: out, without: without, plain: plain, arena: new(arena)}
 }
 
-// rings reports whether sends go together.
+// rings reports whether there is a ring, which is made for the first who asks.
 func (t *batch) rings() bool {
 	if t.ring == nil && !t.plain {
 		ring, err := uring.New(batchSends)
@@ -135,7 +135,9 @@ func (t *batch) send() {
 			t.ring.Send(int(s.p.fd), s.b.bytes)
 		}
 	}
-	t.out.calls++
+	if t.ring.Len() > 0 {
+		t.out.calls++
+	}
 	results, err := t.ring.Do()
 	for i := range t.sends {
 		s := &t.sends[i]

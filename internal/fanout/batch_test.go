@@ -31,9 +31,9 @@ type end struct {
 
 func newEnd(t testing.TB, own bool) *end {
 	near, far := tcpPair(t)
-	raw, err := direct(near)
-	if !err {
-		t.Fatal(err)
+	raw, ok := direct(near)
+	if !ok {
+		t.Fatal("no socket")
 	}
 	p := &end{Session: &Session{raw: raw, fd: -1}, near: near, far: far}
 	if own {
@@ -315,5 +315,61 @@ func TestBatchesOfManyStreams(t *testing.T) {
 				t.Errorf("%d sends, %d calls", sends.Load(), calls.Load())
 			}
 		})
+	}
+}
+
+// Where no send of a batch is the ring's no call is counted for it.
+func TestCallsOfABatch(t *testing.T) {
+	for _, own := range []bool{true, false} {
+		out := newSocketWriter(nil)
+		batch := newBatch(out, noComplaint(t), false)
+		defer batch.close()
+		b := batch.add(block{bytes: letters(100, 1), in: new(arena)})
+		const players = 10
+		for range players {
+			batch.queue(newEnd(t, own).Session, b)
+		}
+		batch.send()
+		if want := map[bool]int{true: 1, false: players}[own]; out.calls != want {
+			t.Errorf("own=%v: %d calls, want %d", own, out.calls, want)
+		}
+	}
+}
+
+// The ring sends only to players whose descriptor is the engine's own: many others get
+// the pages all the same.
+func TestPagesBesideTheRing(t *testing.T) {
+	for _, own := range []bool{true, false} {
+		var paged atomic.Bool
+		e := New(Options{Shards: 1, Log: slog.New(slog.DiscardHandler), hooks: hooks{
+			round: func(s *shard) {
+				if s.out.pages.open {
+					paged.Store(true)
+				}
+			},
+		}})
+		s := newSource(t)
+		s.headers(0)
+		s.frame('K', 0, 100)
+		var all []*crowdPlayer
+		for range pagedPlayers {
+			near, far := tcpPair(t)
+			all = append(all, s.crowdPlayerOn(e, near, far, 0, own))
+		}
+		get := func(b []byte) {
+			t.Helper()
+			for _, p := range all {
+				if _, err := io.ReadFull(p.far, b); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		get(make([]byte, 13+len(joinTags(s.all))))
+		s.frame('P', 40, pagedBytes)
+		get(make([]byte, len(s.frames[len(s.frames)-1])))
+		e.Close()
+		if paged.Load() == own {
+			t.Errorf("own=%v: paged=%v", own, paged.Load())
+		}
 	}
 }

@@ -33,7 +33,7 @@ type shard struct {
 	// For the making of blocks.
 	entries [8]stream.Entry
 	tags    []media.Tag
-	pieces  []piece // of the block that is made, behind those of the batch
+	pieces  []piece // of the block that is made
 	cuts    []int   // among tags, where pieces end
 
 	full atomic.Bool // the pace is at its bound
@@ -460,7 +460,8 @@ func (s *shard) send(g *group) {
 	if len(g.healthy) == 0 {
 		return
 	}
-	made.paged = s.pays(len(made.bytes), len(g.healthy)) && !s.batch.rings() && s.put(made.bytes)
+	// The players of a group are nearly all of a kind: it is the ring for all or none.
+	made.paged = s.pays(len(made.bytes), len(g.healthy)) && (g.healthy[0].fd < 0 || !s.batch.rings()) && s.put(made.bytes)
 	b := s.batch.add(made)
 	// From the last one on: who is found to be slow meanwhile is replaced by the last.
 	for i := len(g.healthy) - 1; i >= 0; i-- {
