@@ -291,7 +291,18 @@ func TestBatchesOfManyStreams(t *testing.T) {
 				}
 				streams = append(streams, a)
 			}
+			// A second comes when those who read have the one before: the more there is at a
+			// time, the fewer sends a batch has.
+			sent := func() bool {
+				for _, a := range streams {
+					if a.all[0].Bytes() < uint64(13+len(joinTags(a.s.all))) {
+						return false
+					}
+				}
+				return true
+			}
 			for sec := range 12 {
+				within(t, "the players get what there is", sent)
 				for n, a := range streams {
 					a.s.frame('K', 1000*sec, 20_000)
 					for i := range 3 {
