@@ -61,7 +61,7 @@ var allowed = map[string]string{
 	"internal/media":      "",
 	"internal/flv":        "internal/media",
 	"internal/stream":     "internal/media",
-	"internal/fanout":     "internal/flv internal/media internal/rtmp/chunk internal/stream",
+	"internal/fanout":     "internal/flv internal/media internal/rtmp/chunk internal/stream internal/uring",
 	"internal/clip":       "",
 	"internal/rtmp":       "internal/media internal/rtmp/amf internal/rtmp/chunk internal/units",
 	"internal/rtmp/amf":   "",
@@ -87,10 +87,11 @@ var allowed = map[string]string{
 	"internal/node":      "",
 	"internal/units":     "",
 	"internal/quiet":     "",
+	"internal/uring":     "",
 	"internal/repeat":    "",
 
 	// The load tool meets servers only over the network.
-	"internal/bench": "internal/clip internal/flv internal/media internal/rtmp internal/rtmp/amf",
+	"internal/bench": "internal/clip internal/flv internal/media internal/rtmp internal/rtmp/amf internal/uring",
 
 	// The chaos checker meets nodes only over the network. Its model and its wire
 	// know nothing of weir.
