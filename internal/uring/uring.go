@@ -128,12 +128,22 @@ func (r *Ring) Send(fd int, b []byte) {
 // Receive queues a recv(2) into b, which nobody else uses until Do; there must be room.
 func (r *Ring) Receive(fd int, b []byte) { r.queue(opReceive, fd, b, unix.MSG_DONTWAIT) }
 
+// Drop queues a recv(2) of at most so many bytes that has the kernel drop what has come
+// instead of copying it, which only TCP can (see MSG_TRUNC in tcp(7)); its result is how
+// many there were. There must be room.
+func (r *Ring) Drop(fd, most int) {
+	r.queueRaw(opReceive, fd, nil, most, unix.MSG_DONTWAIT|unix.MSG_TRUNC)
+}
+
 func (r *Ring) queue(op uint8, fd int, b []byte, flags uint32) {
+	r.queueRaw(op, fd, unsafe.Pointer(unsafe.SliceData(b)), len(b), flags)
+}
+
+func (r *Ring) queueRaw(op uint8, fd int, data unsafe.Pointer, size int, flags uint32) {
 	tail := r.submitted.Load() + uint32(r.queued)
-	data := unsafe.Pointer(unsafe.SliceData(b))
 	r.kept[r.queued] = data
 	r.sqes[tail&uint32(len(r.sqes)-1)] = request{
-		op: op, fd: int32(fd), addr: uint64(uintptr(data)), len: uint32(min(len(b), math.MaxInt32)), flags: flags, id: uint64(r.queued),
+		op: op, fd: int32(fd), addr: uint64(uintptr(data)), len: uint32(min(size, math.MaxInt32)), flags: flags, id: uint64(r.queued),
 	}
 	r.queued++
 }

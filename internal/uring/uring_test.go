@@ -168,6 +168,51 @@ func TestReceive(t *testing.T) {
 	}
 }
 
+// What is dropped is counted, and is not there for who reads next.
+func TestDrop(t *testing.T) {
+	r := newRing(t, 8)
+	fd, near, far := pair(t)
+	empty, _, _ := pair(t)
+	if _, err := far.Write(letters(3000, 7)); err != nil {
+		t.Fatal(err)
+	}
+	raw, _ := near.SyscallConn()
+	_ = raw.Read(func(fd uintptr) bool { // until all has come
+		n, _, err := unix.Recvfrom(int(fd), make([]byte, 3000), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		return err == nil && n == 3000
+	})
+	next := make([]byte, 100)
+	r.Drop(empty, 1<<20)
+	r.Drop(fd, 1000)
+	r.Receive(fd, next)
+	r.Drop(fd, 1<<20)
+	r.Drop(-1, 1<<20)
+	results, err := r.Do()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []struct {
+		n     int
+		errno syscall.Errno
+	}{{errno: unix.EAGAIN}, {n: 1000}, {n: 100}, {n: 1900}, {errno: unix.EBADF}} {
+		if n, errno := results[i].Split(); n != want.n || errno != want.errno {
+			t.Errorf("operation %d: %d bytes, %v", i, n, errno)
+		}
+	}
+	if !bytes.Equal(next, letters(3000, 7)[1000:1100]) {
+		t.Error("other bytes are left")
+	}
+	far.CloseWrite()
+	_ = raw.Read(func(fd uintptr) bool { // until the end has come
+		_, _, err := unix.Recvfrom(int(fd), next[:1], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		return err != unix.EAGAIN
+	})
+	r.Drop(fd, 1<<20)
+	if results, err := r.Do(); err != nil || results[0] != 0 {
+		t.Error("at the end:", results, err)
+	}
+}
+
 // Many rounds that wrap both queues, of all lengths.
 func TestQueuesWrap(t *testing.T) {
 	r := newRing(t, 5)
