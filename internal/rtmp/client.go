@@ -423,13 +423,7 @@ func (c *Client) WriteTags(tags ...media.Tag) error {
 	if err := c.Err(); err != nil {
 		return err
 	}
-	b := c.batch[:0]
-	for _, t := range tags {
-		if t.Kind() == media.Data && media.Sniff(media.Data, t.Body()).IsHeader() {
-			t = withSetDataFrame(t)
-		}
-		b = chunk.AppendMedia(b, t, c.streamID, int(c.cfg.ChunkSize))
-	}
+	b := c.AppendTags(c.batch[:0], tags...)
 	c.batch = nil
 	if cap(b) <= batchKept {
 		c.batch = b
