@@ -146,7 +146,7 @@ func TestForm(t *testing.T) {
 			line := timeline{every: f.gopFrames()}
 			end := gops * f.GOP
 			for v := uint32(0); f.videoTime(v) < end; v++ {
-				tag := fill.videoTag(mark{Seq: v}, f.videoTime(v), int(v)%line.every == 0, size(z, int(v)%line.every == 0))
+				tag := fill.videoTag(mark{Seq: v}, f.videoTime(v), int(v)%line.every == 0, videoSize(z, int(v)%line.every == 0))
 				info := media.Sniff(media.Video, tag.Body())
 				if info.Codec != media.H264 || info.Has(media.Malformed) || info.IsHeader() || info.IsKeyFrame() != (int(v)%line.every == 0) {
 					t.Fatalf("video frame %d is %+v", v, info)
@@ -176,7 +176,7 @@ func TestForm(t *testing.T) {
 	}
 }
 
-func size(z sizes, key bool) int {
+func videoSize(z sizes, key bool) int {
 	if key {
 		return z.key
 	}

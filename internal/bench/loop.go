@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"runtime"
 	"sync"
+	"syscall"
 	"time"
 	"unsafe"
 
@@ -16,9 +17,6 @@ import (
 // tick is how often a load thread looks at its players. What came meanwhile is
 // taken at once: a thread that slept in epoll would be woken for every player.
 const tick = 4 * time.Millisecond
-
-// drainSize is how many bytes one system call drops.
-const drainSize = 1 << 20
 
 // player is a light player: after its first key frame it only counts bytes.
 type player struct {
@@ -64,6 +62,12 @@ const (
 	playerGone   // has left by itself
 )
 
+// dropped is a player whose bytes are to be dropped, and what epoll said of it.
+type dropped struct {
+	p      *player
+	events uint32
+}
+
 // loop is one load thread: it connects, reads and drops for its players.
 type loop struct {
 	// Static.
@@ -73,8 +77,10 @@ type loop struct {
 	epoll   int
 
 	// Owned by run.
-	scratch []byte
-	events  []unix.EpollEvent
+	scratch  []byte
+	events   []unix.EpollEvent
+	calls    calls     // drops for
+	dropping []dropped // these players
 
 	mu      sync.Mutex // held during a round
 	players []*player  // guarded by mu; a player's number is its place
@@ -89,7 +95,7 @@ func newLoop(target netip.AddrPort, sources []netip.Addr, c clock) (*loop, error
 	}
 	return &loop{
 		target: target, sources: sources, clock: c, epoll: fd,
-		scratch: make([]byte, drainSize), events: make([]unix.EpollEvent, 512),
+		scratch: make([]byte, drainSize), events: make([]unix.EpollEvent, 512), calls: newCalls(),
 	}, nil
 }
 
@@ -139,6 +145,7 @@ func (l *loop) close() {
 	if !l.closed {
 		l.closed = true
 		unix.Close(l.epoll)
+		l.calls.close()
 	}
 }
 
@@ -161,6 +168,7 @@ func (l *loop) round() {
 		for _, e := range l.events[:n] {
 			l.serve(l.players[e.Fd], e.Events)
 		}
+		l.drop()
 		if int(n) < len(l.events) {
 			return
 		}
@@ -286,6 +294,37 @@ func (l *loop) serve(p *player, events uint32) {
 		}
 		return
 	}
+	if p.state == playerPlaying {
+		if l.calls.full() {
+			l.drop()
+		}
+		l.calls.drop(p.fd)
+		l.dropping = append(l.dropping, dropped{p, events})
+		return
+	}
+	l.read(p, events)
+}
+
+// drop drops what has come for the players that serve has put aside. What fills a call is
+// gone on with alone.
+func (l *loop) drop() {
+	if len(l.dropping) == 0 {
+		return
+	}
+	for i, result := range l.calls.do() {
+		d := &l.dropping[i]
+		n, errno := result.Split()
+		if l.take(d.p, n, errno) && (n == drainSize || d.events&unix.EPOLLRDHUP != 0) {
+			l.read(d.p, d.events)
+		}
+	}
+	clear(l.dropping)
+	l.dropping = l.dropping[:0]
+}
+
+// read takes all that there is to read of one player. epoll tells of the same bytes, or
+// the same end, only once.
+func (l *loop) read(p *player, events uint32) {
 	for p.fd >= 0 {
 		flags := 0
 		if p.state == playerPlaying {
@@ -293,28 +332,35 @@ func (l *loop) serve(p *player, events uint32) {
 		}
 		n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(p.fd),
 			uintptr(unsafe.Pointer(&l.scratch[0])), uintptr(len(l.scratch)), uintptr(flags), 0, 0)
-		switch {
-		case errno == unix.EAGAIN:
-			return
-		case errno == unix.EINTR:
+		if errno == unix.EINTR {
 			continue
-		case errno != 0:
-			l.lost(p, fmt.Errorf("read: %w", errno))
-			return
-		case n == 0:
-			l.lost(p, errors.New("closed by the server"))
-			return
 		}
-		p.bytes += uint64(n)
-		if p.state == playerPlaying {
-			p.counted += uint64(n)
-		} else {
-			l.feed(p, l.scratch[:n])
-		}
-		if int(n) < len(l.scratch) {
-			return // edge-triggered: what comes now is a new event
+		if !l.take(p, int(n), errno) || int(n) < len(l.scratch) && events&unix.EPOLLRDHUP == 0 {
+			return
 		}
 	}
+}
+
+// take does what follows from a read or drop of n bytes, which are in scratch unless the
+// player plays. It reports that there may be more.
+func (l *loop) take(p *player, n int, errno syscall.Errno) bool {
+	switch {
+	case errno == unix.EAGAIN:
+		return false
+	case errno != 0:
+		l.lost(p, fmt.Errorf("read: %w", errno))
+		return false
+	case n == 0:
+		l.lost(p, errors.New("closed by the server"))
+		return false
+	}
+	p.bytes += uint64(n)
+	if p.state == playerPlaying {
+		p.counted += uint64(n)
+	} else {
+		l.feed(p, l.scratch[:n])
+	}
+	return true
 }
 
 func (l *loop) lost(p *player, err error) {

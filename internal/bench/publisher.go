@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -34,54 +35,105 @@ type publisher struct {
 	allowed func(addr string) error // refuses redirects to strangers
 	line    *timeline
 
+	client *rtmp.Client // set by connect, before anybody sends
+
+	// Owned by who sends: run, or a pump.
+	opened       bool          // headers are sent
+	begun        time.Duration // on the clock, when the first frame is due
+	video, audio uint32        // numbers of the next frames
+
 	halted atomic.Bool           // no more frames are sent; the publish goes on
-	failed atomic.Pointer[error] // why run has ended
+	failed atomic.Pointer[error] // why it has ended
 }
 
 // connect begins the publish and follows redirects.
-func (p *publisher) connect(ctx context.Context) (*rtmp.Client, error) {
+func (p *publisher) connect(ctx context.Context) error {
 	u := p.url
 	for hops := 0; ; hops++ {
 		if err := p.allowed(u.Addr); err != nil {
-			return nil, err
+			return err
 		}
 		cfg := rtmp.DefaultClientConfig()
 		cfg.TLS = p.tls
 		c, err := rtmp.Dial(ctx, u, cfg)
 		if err == nil {
 			if err = c.Publish(ctx, u.Name); err == nil {
-				return c, nil
+				p.client = c
+				return nil
 			}
 			c.Close()
 		}
 		var redirect *rtmp.RedirectError
 		if !errors.As(err, &redirect) || hops == maxRedirects {
-			return nil, fmt.Errorf("publish %s: %w", u, err)
+			return fmt.Errorf("publish %s: %w", u, err)
 		}
 		if u, err = redirect.Target(u); err != nil {
-			return nil, fmt.Errorf("publish %s: %w", p.url, err)
+			return fmt.Errorf("publish %s: %w", p.url, err)
 		}
 	}
 }
 
-// run sends frames, each when it is due, until ctx ends or the connection
-// breaks. If bundled, audio goes along with the next video frame.
-func (p *publisher) run(ctx context.Context, c *rtmp.Client) error {
+// due returns when the next frame is due, on the clock. If bundled, audio goes along with
+// the next video frame.
+func (p *publisher) due() time.Duration {
+	due := p.form.videoTime(p.video)
+	if !p.bundled {
+		due = min(due, audioTime(p.audio))
+	}
+	return p.begun + due
+}
+
+// skip leaves out, while halted, what is due.
+func (p *publisher) skip(now time.Duration) {
+	for p.due() <= now {
+		p.begun += time.Second / time.Duration(p.form.FPS)
+	}
+}
+
+// frames appends the frames that are due next, marked as sent now, to tags, and their
+// bytes to memory, which is not used again before they are sent.
+func (p *publisher) frames(tags []media.Tag, memory []byte, now time.Duration) ([]media.Tag, []byte) {
+	due := p.due() - p.begun
+	frame := func(size int) (t media.Tag) {
+		size += media.TagOverhead
+		from := len(memory)
+		memory = slices.Grow(memory, size)[:from+size]
+		return memory[from:]
+	}
+	for ; audioTime(p.audio) <= due; p.audio++ {
+		t := frame(p.sizes.audio)
+		p.filler.fillAudio(t, mark{p.id, p.stream, p.audio, now}, audioTime(p.audio))
+		p.line.add(t, false)
+		tags = append(tags, t)
+	}
+	if p.form.videoTime(p.video) == due {
+		key := int(p.video)%p.line.every == 0
+		size := p.sizes.video
+		if key {
+			size = p.sizes.key
+		}
+		t := frame(size)
+		p.filler.fillVideo(t, mark{p.id, p.stream, p.video, now}, due, key)
+		p.line.add(t, key)
+		tags = append(tags, t)
+		p.video++
+	}
+	return tags, memory
+}
+
+// run sends frames, each exactly when it is due, until ctx ends or the connection breaks.
+func (p *publisher) run(ctx context.Context) error {
+	c := p.client
 	defer c.Close()
 	if err := c.WriteTags(p.headers...); err != nil {
 		return p.lost(err)
 	}
-	var video, audio uint32
-	begin := time.Now()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var tags []media.Tag
+	var memory []byte
 	for {
-		due := p.form.videoTime(video)
-		if !p.bundled {
-			due = min(due, audioTime(audio))
-		}
-		timer.Reset(time.Until(begin.Add(due)))
+		timer.Reset(p.due() - p.clock.now())
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
@@ -90,29 +142,13 @@ func (p *publisher) run(ctx context.Context, c *rtmp.Client) error {
 		case <-c.Done():
 			return p.lost(c.Err())
 		}
+		now := p.clock.now()
 		if p.halted.Load() {
-			begin = begin.Add(time.Second / time.Duration(p.form.FPS))
+			p.skip(now)
 			continue
 		}
-		p.line.sentLate(time.Since(begin.Add(due)))
-		tags = tags[:0]
-		now := p.clock.now()
-		for ; audioTime(audio) <= due; audio++ {
-			t := p.filler.audioTag(mark{p.id, p.stream, audio, now}, audioTime(audio), p.sizes.audio)
-			p.line.add(t, false)
-			tags = append(tags, t)
-		}
-		if p.form.videoTime(video) == due {
-			key := int(video)%p.line.every == 0
-			size := p.sizes.video
-			if key {
-				size = p.sizes.key
-			}
-			t := p.filler.videoTag(mark{p.id, p.stream, video, now}, due, key, size)
-			p.line.add(t, key)
-			tags = append(tags, t)
-			video++
-		}
+		p.line.sentLate(now - p.due())
+		tags, memory = p.frames(tags[:0], memory[:0], now)
 		if err := c.WriteTags(tags...); err != nil {
 			if ctx.Err() != nil {
 				return nil

@@ -258,7 +258,6 @@ func (r *run) publish(loadCtx context.Context) error {
 		_, err := r.cfg.resolve(addr)
 		return err
 	}
-	clients := make([]*rtmp.Client, r.cfg.Streams)
 	g, ctx := errgroup.WithContext(loadCtx)
 	g.SetLimit(32)
 	for i := range r.cfg.Streams {
@@ -271,27 +270,46 @@ func (r *run) publish(loadCtx context.Context) error {
 		}
 		r.lines = append(r.lines, line)
 		r.publishers = append(r.publishers, p)
-		g.Go(func() (err error) {
-			clients[i], err = p.connect(ctx)
-			return err
-		})
+		g.Go(func() error { return p.connect(ctx) })
 	}
 	if err := g.Wait(); err != nil {
-		for _, c := range clients {
-			if c != nil {
-				c.Close()
+		for _, p := range r.publishers {
+			if p.client != nil {
+				p.client.Close()
 			}
 		}
 		return err
 	}
+	r.send(loadCtx)
+	return nil
+}
+
+// send has all publishers send. Their frames fall due evenly over the time of one: they
+// know nothing of each other, as encoders do.
+func (r *run) send(loadCtx context.Context) {
+	begun := r.clock.now()
+	pumped := make([][]*publisher, min(runtime.NumCPU(), 1+(len(r.publishers)-1)/pumpLoad))
+	outlets := make([][]*rtmp.Outlet, len(pumped))
 	for i, p := range r.publishers {
+		p.begun = begun + time.Second/time.Duration(r.cfg.Form.FPS)*time.Duration(i)/time.Duration(len(r.publishers))
+		if out := p.client.Outlet(); out != nil && len(r.publishers) >= pumpFrom {
+			k := i % len(pumped)
+			pumped[k] = append(pumped[k], p)
+			outlets[k] = append(outlets[k], out)
+			continue
+		}
 		r.running.Go(func() {
-			if err := p.run(loadCtx, clients[i]); err != nil {
+			if err := p.run(loadCtx); err != nil {
 				p.failed.Store(&err)
 			}
 		})
 	}
-	return nil
+	for k := range pumped {
+		if len(pumped[k]) > 0 {
+			p := newPump(r.clock, pumped[k], outlets[k])
+			r.running.Go(func() { p.run(loadCtx) })
+		}
+	}
 }
 
 func (r *run) startLoops(loadCtx context.Context) error {

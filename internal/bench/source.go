@@ -115,16 +115,29 @@ func (f filler) fill(b []byte, seq uint32) {
 	}
 }
 
-// videoTag returns a video frame without its mark's time: see stamp.
+// videoTag returns a video frame whose body has a size.
 func (f filler) videoTag(m mark, at time.Duration, key bool, size int) media.Tag {
-	t := media.NewTag(media.Video, uint32(at.Milliseconds()), size)
+	t := make(media.Tag, media.TagOverhead+size)
+	f.fillVideo(t, m, at, key)
+	return t
+}
+
+// audioTag returns an audio frame whose body has a size.
+func (f filler) audioTag(m mark, at time.Duration, size int) media.Tag {
+	t := make(media.Tag, media.TagOverhead+size)
+	f.fillAudio(t, m, at)
+	return t
+}
+
+// fillVideo makes a video frame of all of t, whatever was there.
+func (f filler) fillVideo(t media.Tag, m mark, at time.Duration, key bool) {
+	t.Init(media.Video, uint32(at.Milliseconds()))
 	b := t.Body()
-	unit := byte(0x41) // coded slice, not of an IDR picture
-	b[0], b[1] = 0x27, 1
+	head, unit := byte(0x27), byte(0x41) // coded slice, not of an IDR picture
 	if key {
-		b[0], unit = 0x17, 0x65
+		head, unit = 0x17, 0x65
 	}
-	p := b[:videoHeader]
+	p := append(b[:0], head, 1, 0, 0, 0)
 	p = binary.BigEndian.AppendUint32(p, uint32(seiSize))
 	p = append(p, 0x06, 5, byte(markSize)) // SEI, user data unregistered
 	p = appendMark(p, m)
@@ -133,16 +146,15 @@ func (f filler) videoTag(m mark, at time.Duration, key bool, size int) media.Tag
 	p = binary.BigEndian.AppendUint32(p, uint32(rest))
 	p = append(p, unit)
 	f.fill(b[len(p):], m.Seq)
-	return t
 }
 
-func (f filler) audioTag(m mark, at time.Duration, size int) media.Tag {
-	t := media.NewTag(media.Audio, uint32(at.Milliseconds()), size)
+// fillAudio makes an audio frame of all of t.
+func (f filler) fillAudio(t media.Tag, m mark, at time.Duration) {
+	t.Init(media.Audio, uint32(at.Milliseconds()))
 	b := t.Body()
 	p := append(b[:0], 0xaf, 1) // AAC, raw
 	p = appendMark(p, m)
 	f.fill(b[len(p):], m.Seq)
-	return t
 }
 
 // headerTags returns the metadata and the sequence headers that every stream
