@@ -32,12 +32,6 @@ type send struct {
 	err error
 }
 
-// arena is memory that blocks lie in one behind the other.
-type arena struct {
-	bytes  []byte  // up to where blocks have it
-	shared *shared // what it is counted as while players keep parts of it, nil until one does
-}
-
 // A batch is sent when it has so many sends, or they so many bytes together (more would
 // keep the goroutines of this processor waiting for milliseconds), or their blocks.
 const (

@@ -1,7 +1,6 @@
 package fanout
 
 import (
-	"sort"
 	"sync/atomic"
 	"time"
 
@@ -21,48 +20,6 @@ type group struct {
 
 	next    atomic.Uint64 // entry behind the last that was sent
 	members atomic.Int64  // sessions of the group, chased ones included; closedGroup once dropped
-}
-
-// block is what players of a group get at a time: consecutive tags in their format.
-type block struct {
-	bytes  []byte
-	pieces []piece
-	lost   uint64 // tags that the group lost in front of the last piece
-	in     *arena // that bytes lie in
-	paged  bool   // bytes lie in the shard's pages, too
-}
-
-// piece is a part of a block behind which a player can go on by itself. A player
-// whose socket is full has to take the rest of its piece, and may jump then.
-type piece struct {
-	end     int             // of the piece in the block's bytes
-	next    uint64          // entry that follows
-	headers *stream.Headers // that the player has by then
-	lost    uint64          // tags that the group lost in front of it, within the block
-}
-
-// pieceBytes is the size of a piece, the tag that exceeds it included.
-const pieceBytes = 32 << 10
-
-// holding returns the piece that a player is in, or just behind, that has taken n
-// bytes.
-func (b *block) holding(n int) *piece {
-	i := sort.Search(len(b.pieces), func(i int) bool { return b.pieces[i].end >= n })
-	return &b.pieces[i]
-}
-
-// extend adds what follows.
-func (b *block) extend(o *block) {
-	base, size := len(b.bytes), cap(b.bytes)
-	b.bytes = append(b.bytes, o.bytes...)
-	if cap(b.bytes) != size {
-		b.in = new(arena)
-	}
-	b.in.bytes = b.bytes
-	for _, p := range o.pieces {
-		p.end += base
-		b.pieces = append(b.pieces, p)
-	}
 }
 
 // opening is what players get that join now: the beginning of the format and the
