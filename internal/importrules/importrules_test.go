@@ -68,9 +68,9 @@ var allowed = map[string]string{
 	"internal/rtmp/chunk": "internal/media",
 
 	// Serving: connections, tenants, processes.
-	"internal/session": "configs hls internal/admin internal/fanout internal/httpserver internal/limit internal/load internal/media internal/node internal/repeat internal/rtmp" +
+	"internal/session": "configs hls internal/admin internal/bare internal/fanout internal/httpserver internal/limit internal/load internal/media internal/node internal/repeat internal/rtmp" +
 		" internal/rtmp/chunk internal/secure internal/stream internal/ticket internal/units internal/vhost",
-	"internal/httpserver":        "internal/limit internal/secure internal/units",
+	"internal/httpserver":        "internal/bare internal/limit internal/secure internal/units",
 	"internal/secure":            "internal/node internal/repeat", // node checks addresses
 	"internal/secure/securetest": "",
 	"internal/limit":             "",
@@ -88,6 +88,7 @@ var allowed = map[string]string{
 	"internal/units":     "",
 	"internal/quiet":     "",
 	"internal/uring":     "",
+	"internal/bare":      "",
 	"internal/repeat":    "",
 
 	// The load tool meets servers only over the network.
