@@ -16,12 +16,13 @@ import (
 // in each other's way.
 type pace struct {
 	most time.Duration // bound of interval
-	off  time.Duration // of a round behind a multiple of most
+	off  time.Duration // of a round behind a multiple of most, with few groups
 
 	perSend  time.Duration // what one send takes, smoothed
 	interval time.Duration // between two rounds
 	took     time.Duration // by the last round
 	full     bool          // interval is at the bound
+	feeding  time.Duration // how much longer a round waits behind the beat for many groups
 }
 
 const (
@@ -34,6 +35,12 @@ const (
 	// each frame would have the shard look through all of them.
 	fewPlayers = 50
 	fewGroups  = 8
+
+	// What feeding one group more than a few takes behind the beat: a pull that is read and
+	// parsed. A round that came before would leave the frames of the last ones to the next
+	// round. Rounds wait for an interval divided by feedShare at most.
+	perFeed   = 100 * time.Microsecond
+	feedShare = 4
 
 	// The shards take turns at as many beats. More would have a stream with few players
 	// read more often than it pays.
@@ -84,6 +91,7 @@ func (p *pace) round(d time.Duration, n, players, groups int) {
 
 // plan sets the interval for a number of players in a number of groups.
 func (p *pace) plan(players, groups int) {
+	p.feeding = min(time.Duration(max(0, groups-fewGroups))*perFeed, p.most/feedShare)
 	want := float64(p.perSend) * float64(players) / sendShare
 	enough := float64(p.most)
 	if p.full {
@@ -104,7 +112,7 @@ func (p *pace) wait(now, last time.Time) time.Duration {
 	if !p.full || p.took > p.most/4*3 { // a busy shard cannot miss a beat
 		return last.Add(p.interval).Sub(now)
 	}
-	return untilBeat(now, p.most, p.off)
+	return untilBeat(now, p.most, p.off+p.feeding)
 }
 
 // untilBeat returns the time to the next instant of the clock that lies off behind a

@@ -884,6 +884,14 @@ func TestPace(t *testing.T) {
 	if p.round(12*190*us, 190, 190, 1); p.full {
 		t.Errorf("190 players: interval %v", p.interval)
 	}
+
+	beat := time.Unix(1_000_000_080, 0) // behind which a round waits until all streams are fed
+	for groups, want := range map[int]time.Duration{1: 10 * ms, fewGroups: 10 * ms, 100 + fewGroups: 20 * ms, 10_000: 40 * ms} {
+		p = newPace(120*ms, 0)
+		if p.round(ms, 1000, 1000, groups); p.wait(beat, beat.Add(-time.Second)) != want {
+			t.Errorf("%d streams: a round %v behind the beat", groups, p.wait(beat, beat.Add(-time.Second)))
+		}
+	}
 }
 
 // beatOfAll is the beat of all shards of a node.
