@@ -20,6 +20,12 @@ import (
 // the publish on.
 func outletTo(t *testing.T) (c *Client, server *net.TCPConn) {
 	t.Helper()
+	return outletWithin(t, patience)
+}
+
+// outletWithin is outletTo with a write timeout of the client's.
+func outletWithin(t *testing.T, timeout time.Duration) (c *Client, server *net.TCPConn) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -40,6 +46,7 @@ func outletTo(t *testing.T) (c *Client, server *net.TCPConn) {
 	}()
 	u := testURL(t, l.Addr().String(), "/live/cam")
 	c = dialed(t, u)
+	c.writeTimeout = timeout // before another goroutine reads it
 	if err := errors.Join(<-accepted, c.Publish(t.Context(), u.Name)); err != nil {
 		t.Fatal(err)
 	}
@@ -153,8 +160,8 @@ func TestOutletKeepsMessagesWhole(t *testing.T) {
 
 // A rest has the write timeout to go, however often it is tried.
 func TestOutletTimeout(t *testing.T) {
-	c, _ := outletTo(t)
-	c.writeTimeout = 20 * time.Millisecond
+	const timeout = 200 * time.Millisecond
+	c, _ := outletWithin(t, timeout)
 	o := c.Outlet()
 	b, ok, err := o.Begin(nil)
 	if !ok || err != nil {
@@ -166,7 +173,7 @@ func TestOutletTimeout(t *testing.T) {
 	}
 	begun := time.Now()
 	eventually(t, "timeout", func() bool { err = o.Sent(o.Rest(), 0); return err != nil })
-	if !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(begun) < 10*time.Millisecond {
+	if !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(begun) < timeout/2 {
 		t.Errorf("after %v: %v", time.Since(begun), err)
 	}
 }
