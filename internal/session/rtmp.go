@@ -306,9 +306,11 @@ func ownable(c net.Conn) net.Conn {
 	return c
 }
 
+// tcpConn is a connection that the fan-out may have replaced.
 type tcpConn struct{ *net.TCPConn }
 
-// Keep is as fan-out wants it.
+// Keep gives the descriptor to the connection that it returns, which alone closes it. The
+// one before, which the RTMP side still has, is closed and of no more use.
 func (c tcpConn) Keep() (net.Conn, bool) {
 	if b, ok := bare.Keep(c.TCPConn); ok {
 		return b, true

@@ -1,7 +1,7 @@
 // Package uring makes many socket operations with one system call, by io_uring(7). A
-// system call costs what it does, and besides what entering the kernel costs: from 0.1 µs
-// to more than 1 µs, where it also throws the translations of addresses away (page table
-// isolation without tags, and some virtual machines). Of a short send that can be a third.
+// system call costs what it does, and besides what entering the kernel costs: that can be
+// 1 µs, where it also throws the translations of addresses away (page table isolation
+// without tags, some virtual machines), and a third of a short send.
 //
 // No operation here waits: what a socket cannot do at once is not done. So all is over
 // when the call returns, and nothing of io_uring that works in the background is used.
@@ -94,8 +94,9 @@ func (r *Ring) open(p *params) error {
 	r.sqes = unsafe.Slice((*request)(unsafe.Pointer(&r.requests[0])), p.sqEntries)
 	r.cqes = unsafe.Slice((*completion)(at(p.cq.cqes)), p.cqEntries)
 	// Which request lies in which place of the queue: always the one of the same number.
-	for i := range unsafe.Slice((*uint32)(at(p.sq.array)), p.sqEntries) {
-		unsafe.Slice((*uint32)(at(p.sq.array)), p.sqEntries)[i] = uint32(i)
+	places := unsafe.Slice((*uint32)(at(p.sq.array)), p.sqEntries)
+	for i := range places {
+		places[i] = uint32(i)
 	}
 	r.results = make([]Result, p.sqEntries)
 	r.kept = make([]unsafe.Pointer, p.sqEntries)
@@ -122,24 +123,17 @@ func (r *Ring) Cap() int { return len(r.sqes) }
 
 // Send queues a send(2). b must stay as it is until Do, and there must be room.
 func (r *Ring) Send(fd int, b []byte) {
-	r.queue(opSend, fd, b, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	r.queue(opSend, fd, unsafe.Pointer(unsafe.SliceData(b)), len(b), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 }
-
-// Receive queues a recv(2) into b, which nobody else uses until Do; there must be room.
-func (r *Ring) Receive(fd int, b []byte) { r.queue(opReceive, fd, b, unix.MSG_DONTWAIT) }
 
 // Drop queues a recv(2) of at most so many bytes that has the kernel drop what has come
 // instead of copying it, which only TCP can (see MSG_TRUNC in tcp(7)); its result is how
 // many there were. There must be room.
 func (r *Ring) Drop(fd, most int) {
-	r.queueRaw(opReceive, fd, nil, most, unix.MSG_DONTWAIT|unix.MSG_TRUNC)
+	r.queue(opReceive, fd, nil, most, unix.MSG_DONTWAIT|unix.MSG_TRUNC)
 }
 
-func (r *Ring) queue(op uint8, fd int, b []byte, flags uint32) {
-	r.queueRaw(op, fd, unsafe.Pointer(unsafe.SliceData(b)), len(b), flags)
-}
-
-func (r *Ring) queueRaw(op uint8, fd int, data unsafe.Pointer, size int, flags uint32) {
+func (r *Ring) queue(op uint8, fd int, data unsafe.Pointer, size int, flags uint32) {
 	tail := r.submitted.Load() + uint32(r.queued)
 	r.kept[r.queued] = data
 	r.sqes[tail&uint32(len(r.sqes)-1)] = request{
