@@ -98,6 +98,7 @@ func (e *Edge) Publish(ctx context.Context, p *session.Publisher) session.Publis
 		}
 		sent <- err
 	}()
+	pub.Recycle(p.Gone)
 	var rerr error
 	for {
 		var t media.Tag
@@ -472,7 +473,9 @@ func (f *forward) write(ctx context.Context, up *upstreamConn, cursor *stream.Cu
 			for _, e := range run.Entries {
 				tags = append(tags, e.Tag)
 			}
-			if err := up.WriteTags(tags...); err != nil {
+			err := up.WriteTags(tags...)
+			cursor.Release()
+			if err != nil {
 				return err
 			}
 			continue

@@ -426,6 +426,7 @@ func (r *relay) copy(ctx context.Context, pub *stream.Publisher, src pulled) err
 	if src.worker == noWorker && src.epoch != 0 && src.epoch < r.edge.epochs.of(r.key) { // heard of since it was connected to
 		return errLater
 	}
+	pub.Recycle(src.Gone)
 	flowing, _, _ := r.state()
 	following := false
 	for first := true; ; first = false {

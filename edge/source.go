@@ -28,6 +28,8 @@ type source interface {
 	// ReadTag returns io.EOF when the upstream said that the stream has ended,
 	// and any other error when the connection did.
 	ReadTag() (media.Tag, error)
+	// Gone lets the memory of a tag of ReadTag be used again (see media.Slab.Gone).
+	Gone(t media.Tag, unused bool)
 	Close() error
 }
 

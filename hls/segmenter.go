@@ -136,7 +136,7 @@ type lastTime struct {
 
 func (l *lastTime) set(at int64) { l.at, l.known = at, true }
 
-// audioFrame is a frame that shares memory with its tag.
+// audioFrame is a frame that waits to be written.
 type audioFrame struct {
 	data     []byte
 	at       int64 // milliseconds
@@ -179,8 +179,7 @@ func (s *Segmenter) Store() *Store { return s.store }
 
 // Write takes the next tag of the stream with what media.Sniff says about it:
 // frames in the order of the log, and headers as they come up, those in force at
-// the first frame before it. The tag is not changed; it is kept for as long as
-// its audio waits for a segment, about a second. The error is ErrClosed after
+// the first frame before it. The tag is neither changed nor kept. The error is ErrClosed after
 // Close and nil otherwise: what cannot be used is counted and passed over.
 func (s *Segmenter) Write(tag media.Tag, info media.Info) error {
 	if s.closed {
@@ -364,7 +363,7 @@ func (s *Segmenter) audioFrame(u unit, at int64) {
 		s.drop("too_large")
 		return
 	}
-	f := audioFrame{u.data, at, duration}
+	f := audioFrame{bytes.Clone(u.data), at, duration} // it waits
 
 	// A segment of a stream with video opens with a key frame where it can:
 	// audio that needs another segment than the open one waits for it.

@@ -290,6 +290,7 @@ func (p *publication) serve(s *session.Publisher, kept *stream.Stream) session.P
 		}
 	}
 	p.o.log.Info("publish started", "stream", p.key, "session", s.ID(), "remote", s.Remote.String(), "epoch", epoch, "encoder", s.Encoder)
+	pub.Recycle(s.Gone)
 	for {
 		t, err := s.ReadTag()
 		if err != nil {
@@ -457,6 +458,7 @@ func (p *publication) segment(cursor *stream.Cursor) {
 		for i := range run.Entries {
 			p.write(run.Entries[i].Tag, run.Entries[i].Info)
 		}
+		cursor.Release()
 		if len(run.Entries) > 0 {
 			continue
 		}

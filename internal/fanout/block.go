@@ -57,8 +57,9 @@ func (b *block) extend(o *block) {
 // take reads entries before end for a block, until they have limit bytes or a few
 // tags more. What cursor has skipped beyond told counts as lost in front of them.
 // It returns how many entries there are and, behind the last of a closed stream,
-// the cause of closing. The shard holds the tags until release.
+// the cause of closing. The shard has the tags until format, or release.
 func (s *shard) take(cursor *stream.Cursor, end uint64, limit int, told uint64) (entries uint64, closed error) {
+	s.reading = cursor
 	var (
 		last piece // as far as it goes
 		open int   // bytes of it
@@ -134,7 +135,16 @@ func (s *shard) format(in *batch, f Format, first bool) block {
 	if n := len(b.pieces); n > 0 {
 		b.lost = b.pieces[n-1].lost
 	}
+	s.giveBack()
 	return b
+}
+
+// giveBack gives the log its tags back: the block has copies.
+func (s *shard) giveBack() {
+	if s.reading != nil {
+		s.reading.Release()
+		s.reading = nil
+	}
 }
 
 // size returns at least how many bytes the tags taken are in any format: messages and
@@ -153,4 +163,5 @@ func (s *shard) release() {
 	clear(s.tags)
 	clear(s.pieces)
 	s.tags, s.pieces, s.cuts = s.tags[:0], s.pieces[:0], s.cuts[:0]
+	s.giveBack()
 }

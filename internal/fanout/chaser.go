@@ -125,6 +125,8 @@ func (c *chaser) run(err error) {
 				s.finish(classify(err), err)
 				return
 			}
+		} else {
+			c.release()
 		}
 		switch {
 		case taken: // until the log is read to its end
@@ -153,9 +155,7 @@ func (c *chaser) run(err error) {
 func (c *chaser) writeBatch(begin []byte) error {
 	scratch := scratches.Get().(*[]byte)
 	b := c.p.Format.append((*scratch)[:0], begin, c.tags)
-	clear(c.tags) // an idle player holds nothing of the log
-	c.tags = c.tags[:0]
-	c.entry[0] = stream.Entry{}
+	c.release() // a waiting player holds nothing of the log
 	c.sent = time.Now()
 	err := c.write(b, nil)
 	if c.shard == nil {
@@ -166,6 +166,14 @@ func (c *chaser) writeBatch(begin []byte) error {
 		scratches.Put(scratch)
 	}
 	return err
+}
+
+// release lets go of the batch.
+func (c *chaser) release() {
+	clear(c.tags)
+	c.tags = c.tags[:0]
+	c.entry[0] = stream.Entry{}
+	c.cursor.Release()
 }
 
 // scratches are the buffers that batches are formatted into: an idle player has none.
@@ -244,6 +252,7 @@ func (c *chaser) gather(w wish) (taken bool, end error) {
 	}
 	if c.paused = w.paused; c.paused {
 		run, err := c.probe.Next(c.entry[:])
+		c.probe.Release()
 		return len(run.Entries) > 0, err
 	}
 	if _, behind := cursor.Behind(); time.Duration(behind)*time.Millisecond > c.p.Limits.MaxLag && cursor.Jump() > 0 {

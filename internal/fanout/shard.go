@@ -33,6 +33,7 @@ type shard struct {
 	// For the making of blocks.
 	entries [8]stream.Entry
 	tags    []media.Tag
+	reading *stream.Cursor // that the tags are from; nil without any
 	pieces  []piece // of the block that is made
 	cuts    []int   // among tags, where pieces end
 

@@ -105,6 +105,10 @@ func (r *Reader) ReadTag() (media.Tag, error) {
 	}
 }
 
+// Gone lets the memory of a tag that ReadTag has returned be used again (see
+// media.Slab.Gone).
+func (r *Reader) Gone(t media.Tag, unused bool) { r.slab.Gone(t, unused) }
+
 // trusted is the size up to which a body's memory is taken at once.
 const trusted = 256 << 10
 

@@ -1,26 +1,153 @@
 package media
 
-// slabSize is the memory that a Slab takes at a time, in bytes: some tags of a stream of
-// 1 Mbit/s, and little against the log of a slow one.
-const slabSize = 16 << 10
+import (
+	"slices"
+	"sync"
+	"unsafe"
+)
+
+// Sizes of the pieces of memory that a Slab takes at a time, in bytes. The least is some
+// tags of a stream of 1 Mbit/s, and little against the log of a slow one.
+const (
+	slabLeast = 16 << 10
+	slabMost  = 256 << 10
+)
+
+const (
+	// slabShare is how much of a piece a tag may have: larger ones have memory of their own.
+	slabShare = 4
+	// So many larger ones in the time of one piece make the next pieces larger.
+	slabLarge = 2
+	// slabKept bounds the pieces that are watched until their tags are gone.
+	slabKept = 512
+	// slabSpare is how many pieces wait to be used again: they come back one by one, as
+	// they are taken.
+	slabSpare = 2
+)
 
 // Slab makes the memory of tags that come one after the other, and go in the same order:
-// small ones lie together in one piece, which lives as long as any of them does. A log of
-// seconds is hundreds of tags, and each object costs its making and each cycle of the
-// garbage collector. The zero value is ready. It is not safe for concurrent use.
+// small ones lie together in one piece. A log of seconds is hundreds of tags, and each
+// object costs its making and each cycle of the garbage collector.
+//
+// If Gone is told of the tags that are of no use any more, a piece whose tags are all gone
+// is used again. Whatever Gone is not told, or not in about the order of Make, costs no
+// more than that: the piece then lives as long as any of its tags does, as all do without
+// Gone. The zero value is ready. All methods are safe for concurrent use.
 type Slab struct {
-	free []byte
+	mu    sync.Mutex
+	free  []byte   // guarded by mu; the rest of the newest piece
+	size  int      // guarded by mu; of the next piece; 0 before the first
+	large int      // guarded by mu; tags too large for a piece since the newest was taken
+	now   piece    // guarded by mu; the newest; without bytes if it is not to be used again
+	used  []piece  // guarded by mu; those before it with tags that are not gone, from the oldest on
+	spare [][]byte // guarded by mu; pieces of size, to be used again
+	told  bool     // guarded by mu; Gone was called
 }
 
-// Make returns n zeroed bytes without room behind them. They are nobody else's.
+// piece is what is known of the memory of some tags.
+type piece struct {
+	bytes []byte
+	tags  int // that were made and are not gone
+}
+
+// has reports whether a tag lies in the piece.
+func (p *piece) has(t Tag) bool {
+	from, at := uintptr(unsafe.Pointer(unsafe.SliceData(p.bytes))), uintptr(unsafe.Pointer(unsafe.SliceData(t)))
+	return at-from < uintptr(len(p.bytes)) // below from it wraps
+}
+
+// Make returns n bytes without room behind them, which may hold anything. They are nobody
+// else's until Gone.
 func (s *Slab) Make(n int) []byte {
-	if n > slabSize/4 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.size == 0 {
+		s.size = slabLeast
+	}
+	if n > s.size/slabShare {
+		s.large++
 		return make([]byte, n)
 	}
 	if n > len(s.free) {
-		s.free = make([]byte, slabSize)
+		s.turn()
 	}
+	s.now.tags++
 	b := s.free[:n:n]
 	s.free = s.free[n:]
 	return b
+}
+
+// turn begins a new piece. s.mu is held.
+func (s *Slab) turn() {
+	if s.large >= slabLarge && s.size < slabMost {
+		s.size *= 2
+		s.spare = nil
+	}
+	s.large = 0
+	switch old := s.now; {
+	case old.bytes == nil:
+	case old.tags == 0:
+		s.keep(old.bytes)
+	default:
+		if len(s.used) == slabKept {
+			s.used = slices.Delete(s.used, 0, 1)
+		}
+		s.used = append(s.used, old)
+	}
+	if n := len(s.spare); n > 0 {
+		s.free, s.spare = s.spare[n-1], s.spare[:n-1]
+	} else {
+		s.free = make([]byte, s.size)
+	}
+	s.now = piece{}
+	if s.told {
+		s.now.bytes = s.free
+	}
+}
+
+// keep has a piece used again whose tags are gone. s.mu is held.
+func (s *Slab) keep(b []byte) {
+	if len(s.spare) < slabSpare && len(b) == s.size {
+		s.spare = append(s.spare, b)
+	}
+}
+
+// Gone says that a tag in memory from Make, of its whole length, is of no use any more to
+// whom it was made for. If it is unused, nobody else has it either: Make returns its
+// memory again when it comes to it. Tags that are not from this Slab do not matter.
+func (s *Slab) Gone(t Tag, unused bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.told = true
+	if s.now.has(t) { // is looked at when it is full
+		if s.now.tags--; !unused {
+			s.now.bytes = nil
+		}
+		return
+	}
+	i := 0
+	for i < len(s.used) && !s.used[i].has(t) {
+		i++
+	}
+	if i == len(s.used) {
+		return
+	}
+	p := &s.used[i]
+	if p.tags--; p.tags > 0 && unused {
+		if i > 1 { // what is before has been passed over, but for the last of one piece
+			s.used = slices.Delete(s.used, 0, i-1)
+		}
+		return
+	}
+	if unused {
+		s.keep(p.bytes)
+	}
+	s.used = slices.Delete(s.used, i, i+1)
+}
+
+// Reset lets go of all memory.
+func (s *Slab) Reset() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.free, s.size, s.large, s.now, s.used, s.spare, s.told = nil, 0, 0, piece{}, nil, nil, false
 }

@@ -302,6 +302,10 @@ func (c *conn) mediaTag(m chunk.Message) (media.Tag, error) {
 	return nil, nil
 }
 
+// Gone lets the memory of a tag that ReadTag has returned be used again (see
+// media.Slab.Gone).
+func (c *conn) Gone(t media.Tag, unused bool) { c.in.Gone(t, unused) }
+
 // dataTag returns the tag of a data message with body p. It is t, unless that
 // is nil or the body must change: "@setDataFrame" in front of the name is for
 // servers and is cut off. What only concerns the two ends of this connection

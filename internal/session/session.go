@@ -189,6 +189,7 @@ type PublishEnd struct {
 type tagReader interface {
 	AcceptPublish(info ...rtmp.Property) error
 	ReadTag() (media.Tag, error)
+	Gone(t media.Tag, unused bool)
 	Tell(notice []byte) error
 	OutChunkSize() int
 }
@@ -243,6 +244,10 @@ func (p *Publisher) ReadTag() (media.Tag, error) {
 		}
 	}
 }
+
+// Gone lets the memory of a tag that ReadTag has returned be used again (see
+// media.Slab.Gone).
+func (p *Publisher) Gone(t media.Tag, unused bool) { p.conn.Gone(t, unused) }
 
 // ID returns the id of the session, as in the admin API.
 func (p *Publisher) ID() string { return p.id }

@@ -4,14 +4,15 @@ import "math"
 
 // Cursor is one reader's place in a log: a position and the headers that the
 // reader has. It starts nothing, holds nothing up, and needs no closing. It
-// belongs to its reader and is not safe for concurrent use; the zero value is
-// not usable.
+// belongs to its reader and is not safe for concurrent use, and not to be copied while it
+// has tags (see Release); the zero value is not usable.
 type Cursor struct {
 	s       *Stream
 	next    uint64   // sequence number of the entry to read
 	seeking bool     // waits for the first join point at or after next
 	headers *Headers // that the reader has; nil until it got an entry
 	skipped uint64
+	lent    bool // what Next has returned is not released
 }
 
 // Run is a piece of the log: consecutive entries.
@@ -73,7 +74,8 @@ func (c *Cursor) place() {
 
 // Next copies the entries that follow into buf and moves on. It never waits:
 // an empty run means that there is nothing now (see Stream.Subscribe). At the
-// end of a closed stream it returns the cause of closing.
+// end of a closed stream it returns the cause of closing. The tags are the reader's to
+// read until Release.
 //
 // A cursor whose entry has left the log continues at the newest join point; the
 // run then begins with the headers of that place if they differ from those
@@ -105,8 +107,22 @@ func (c *Cursor) NextUntil(buf []Entry, end uint64) (Run, error) {
 		c.next++
 	}
 	c.headers = buf[n-1].Headers
+	if !c.lent {
+		c.lent = true
+		s.readers.Add(1)
+	}
 	r.Entries = buf[:n]
 	return r, nil
+}
+
+// Release gives back the tags of all entries that were read, for their memory to be used
+// again once they have left the log; their headers stay the reader's. One that does not
+// call it costs the log the reuse of its memory from then on, and nothing else.
+func (c *Cursor) Release() {
+	if c.lent {
+		c.lent = false
+		c.s.readers.Add(-1)
+	}
 }
 
 // Settle moves a cursor that has not read yet to its join point, if that is

@@ -85,6 +85,8 @@ type Stream struct {
 	closed    error             // guarded by mu; not nil once closed
 	wakers    []chan<- struct{} // guarded by mu
 
+	readers atomic.Int32 // cursors with tags that are not released; grows with mu held only
+
 	bytesIn atomic.Uint64
 	tagsIn  atomic.Uint64
 	keysIn  atomic.Uint64
@@ -113,6 +115,7 @@ type Publisher struct {
 	waiting  bool      // waitFrom is valid
 	waitFrom uint32    // source time of the first audio frame that came while matching
 	passed   [2]bool   // audio, video: frames that the log has not have come
+	gone     func(t media.Tag, unused bool) // see Recycle; may be nil
 }
 
 // Publish makes the caller the stream's writer. It fails with ErrBusy while
@@ -133,9 +136,19 @@ func (s *Stream) Publish() (*Publisher, error) {
 	return p, nil
 }
 
+// Recycle has tags that leave the log given to gone, and whether they are unused: nobody
+// reads them any more, so that their memory is free. That goes for those that were appended
+// before, too; each comes once. gone is called by Append, with the log locked: it must not
+// use the stream.
+func (p *Publisher) Recycle(gone func(t media.Tag, unused bool)) {
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	p.gone = gone
+}
+
 // Append adds a tag to the log and wakes the readers. The tag must not be used
-// by the caller afterwards except for reading; its time is rewritten to
-// the stream's continuous timeline first. Append never waits for a reader. It
+// by the caller afterwards, except for reading if Recycle was not called; its time is
+// rewritten to the stream's continuous timeline first. Append never waits for a reader. It
 // fails once the publisher or the stream is closed.
 func (p *Publisher) Append(t media.Tag) error {
 	info := media.Sniff(t.Kind(), t.Body())
@@ -149,8 +162,11 @@ func (p *Publisher) Append(t media.Tag) error {
 		}
 		return err
 	}
-	if p.resume == resumed || p.isNew(info, t) {
+	switch {
+	case p.resume == resumed || p.isNew(info, t):
 		p.append(info, t)
+	case p.gone != nil && p.resume != matching: // a header might be held
+		p.gone(t, true)
 	}
 	for _, w := range s.wakers {
 		select {
@@ -260,6 +276,9 @@ func (s *Stream) drop() { // s.mu is held
 	e := &s.ring[s.head&uint64(len(s.ring)-1)]
 	s.cost -= e.cost()
 	s.size -= int64(len(e.Tag))
+	if p := s.publisher; p != nil && p.gone != nil {
+		p.gone(e.Tag, s.readers.Load() == 0)
+	}
 	*e = Entry{}
 	s.head++
 }

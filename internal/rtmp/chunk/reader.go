@@ -93,8 +93,12 @@ func (r *Reader) Rest() {
 	if r.lent == nil {
 		r.scratch = nil
 	}
-	r.slab = media.Slab{}
+	r.slab.Reset()
 }
+
+// Gone lets the memory of a tag that ReadMessage has returned be used again (see
+// media.Slab.Gone).
+func (r *Reader) Gone(t media.Tag, unused bool) { r.slab.Gone(t, unused) }
 
 // Received returns the number of bytes taken from the underlying reader, which
 // is what acknowledgements count (RTMP 1.0, section 5.4.3).
