@@ -14,12 +14,13 @@ const (
 )
 
 const (
-	// slabShare is how much of a piece a tag may have: larger ones have memory of their own.
+	// slabShare is the part of a piece that a tag may have: larger ones have memory of their
+	// own. So many of those would fill a piece: pieces are too small then.
 	slabShare = 4
-	// So many larger ones in the time of one piece make the next pieces larger.
+	// slabLarge is how many larger ones in the time of one piece make the next pieces larger.
 	slabLarge = 2
-	// slabKept bounds the pieces that are watched until their tags are gone.
-	slabKept = 512
+	// slabKept bounds the bytes of the pieces that are watched until their tags are gone.
+	slabKept = 32 << 20
 	// slabSpare is how many pieces wait to be used again: they come back one by one, as
 	// they are taken.
 	slabSpare = 2
@@ -37,7 +38,7 @@ type Slab struct {
 	mu    sync.Mutex
 	free  []byte   // guarded by mu; the rest of the newest piece
 	size  int      // guarded by mu; of the next piece; 0 before the first
-	large int      // guarded by mu; tags too large for a piece since the newest was taken
+	large int      // guarded by mu; tags too large for a piece since the newest was taken, or pieces grew
 	now   piece    // guarded by mu; the newest; without bytes if it is not to be used again
 	used  []piece  // guarded by mu; those before it with tags that are not gone, from the oldest on
 	spare [][]byte // guarded by mu; pieces of size, to be used again
@@ -65,7 +66,9 @@ func (s *Slab) Make(n int) []byte {
 		s.size = slabLeast
 	}
 	if n > s.size/slabShare {
-		s.large++
+		if s.large++; s.large == slabShare { // without small ones no piece ever gets full
+			s.grow()
+		}
 		return make([]byte, n)
 	}
 	if n > len(s.free) {
@@ -77,11 +80,18 @@ func (s *Slab) Make(n int) []byte {
 	return b
 }
 
-// turn begins a new piece. s.mu is held.
-func (s *Slab) turn() {
-	if s.large >= slabLarge && s.size < slabMost {
+// grow makes the next pieces larger, if they may be. s.mu is held.
+func (s *Slab) grow() {
+	if s.large = 0; s.size < slabMost {
 		s.size *= 2
 		s.spare = nil
+	}
+}
+
+// turn begins a new piece. s.mu is held.
+func (s *Slab) turn() {
+	if s.large >= slabLarge {
+		s.grow()
 	}
 	s.large = 0
 	switch old := s.now; {
@@ -89,13 +99,14 @@ func (s *Slab) turn() {
 	case old.tags == 0:
 		s.keep(old.bytes)
 	default:
-		if len(s.used) == slabKept {
-			s.used = slices.Delete(s.used, 0, 1)
+		if over := len(s.used) + 1 - slabKept/s.size; over > 0 {
+			s.used = slices.Delete(s.used, 0, over)
 		}
 		s.used = append(s.used, old)
 	}
 	if n := len(s.spare); n > 0 {
-		s.free, s.spare = s.spare[n-1], s.spare[:n-1]
+		s.free = s.spare[n-1]
+		s.spare = slices.Delete(s.spare, n-1, n)
 	} else {
 		s.free = make([]byte, s.size)
 	}

@@ -42,7 +42,8 @@ func (k Kind) String() string {
 // Tag is one complete FLV tag in one slice: an 11-byte header, the body, and
 // the 4-byte size of header and body. HTTP-FLV sends the slice as it is; an RTMP
 // payload is its middle. A Tag belongs to its maker until it is appended to a
-// stream; from then on nobody changes it and everybody may read it.
+// stream; from then on nobody changes it, and everybody may read it who has it from a
+// cursor. When it has left the log, and no cursor has it, its memory may be used again.
 type Tag []byte
 
 // NewTag allocates a tag with its header and trailer written and a zeroed body
