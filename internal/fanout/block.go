@@ -59,7 +59,6 @@ func (b *block) extend(o *block) {
 // It returns how many entries there are and, behind the last of a closed stream,
 // the cause of closing. The shard has the tags until format, or release.
 func (s *shard) take(cursor *stream.Cursor, end uint64, limit int, told uint64) (entries uint64, closed error) {
-	s.reading = cursor
 	var (
 		last piece // as far as it goes
 		open int   // bytes of it
@@ -74,6 +73,7 @@ func (s *shard) take(cursor *stream.Cursor, end uint64, limit int, told uint64) 
 		if run, closed = cursor.NextUntil(s.entries[:], end); len(run.Entries) == 0 {
 			break
 		}
+		s.reading = cursor
 		lost := cursor.Skipped() - told
 		if lost != last.lost { // who went on by itself here would lose the same
 			cut()

@@ -34,8 +34,8 @@ type shard struct {
 	entries [8]stream.Entry
 	tags    []media.Tag
 	reading *stream.Cursor // that the tags are from; nil without any
-	pieces  []piece // of the block that is made
-	cuts    []int   // among tags, where pieces end
+	pieces  []piece        // of the block that is made
+	cuts    []int          // among tags, where pieces end
 
 	full atomic.Bool // the pace is at its bound
 

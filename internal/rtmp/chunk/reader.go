@@ -97,7 +97,7 @@ func (r *Reader) Rest() {
 }
 
 // Gone lets the memory of a tag that ReadMessage has returned be used again (see
-// media.Slab.Gone).
+// media.Slab.Gone). Safe for concurrent use.
 func (r *Reader) Gone(t media.Tag, unused bool) { r.slab.Gone(t, unused) }
 
 // Received returns the number of bytes taken from the underlying reader, which
@@ -358,9 +358,9 @@ func (r *Reader) open(cs *chunkStream) error {
 		return err
 	}
 	switch {
-	case cs.typ != TypeData && isTag(cs.typ) && !r.apart:
+	case cs.typ != TypeData && isTag(cs.typ) && cs.length > 0 && !r.apart:
 		// Of those who share memory, all are kept for the same time: much data is for
-		// nobody, and would be kept with the frames beside it.
+		// nobody, as empty messages are, and would be kept with the frames beside it.
 		cs.body = r.slab.Make(size)
 	case !isTag(cs.typ) && cap(r.scratch) >= size:
 		cs.body, r.scratch = r.scratch[:size], nil
