@@ -42,7 +42,7 @@ type Limits struct {
 func DefaultLimits() Limits { return Limits{MaxBytes: 32 << 20, MaxTime: 5 * time.Second} }
 
 // Entry is one tag of the log with what is known about it. Nothing that it
-// points to ever changes.
+// points to changes, as long as the cursor that it came from has not released it.
 type Entry struct {
 	Tag  media.Tag
 	Info media.Info
@@ -111,10 +111,10 @@ type Publisher struct {
 	// Guarded by s.mu.
 	video    videoTrack // decides which entries are join points
 	resume   resume
-	held     []heldTag // headers that came while matching
-	waiting  bool      // waitFrom is valid
-	waitFrom uint32    // source time of the first audio frame that came while matching
-	passed   [2]bool   // audio, video: frames that the log has not have come
+	held     []heldTag                      // headers that came while matching
+	waiting  bool                           // waitFrom is valid
+	waitFrom uint32                         // source time of the first audio frame that came while matching
+	passed   [2]bool                        // audio, video: frames that the log has not have come
 	gone     func(t media.Tag, unused bool) // see Recycle; may be nil
 }
 

@@ -711,11 +711,14 @@ func BenchmarkAppendNext(b *testing.B) {
 }
 
 // One publisher, many readers of different speeds, players that come, jump and
-// go: every byte that a reader gets is what was appended, and never changes.
+// go: every byte that a reader gets is what was appended, and does not change while it
+// has it, although the memory of tags is used again.
 func TestConcurrentReadersSeeWhatWasAppended(t *testing.T) {
 	const total, readers = 20000, 16
 	s := New(Limits{MaxBytes: 256 << 10, MaxTime: 400 * time.Millisecond})
 	p, _ := s.Publish()
+	var slab media.Slab
+	p.Recycle(slab.Gone)
 	body := func(n uint32) []byte {
 		b := make([]byte, 5+4+int(n%97))
 		copy(b, "\x27\x01\x00\x00\x00")
@@ -754,6 +757,7 @@ func TestConcurrentReadersSeeWhatWasAppended(t *testing.T) {
 					}
 					last = n
 				}
+				c.Release()
 				switch runs++; {
 				case len(r.Entries) == 0:
 					runs--
@@ -769,7 +773,8 @@ func TestConcurrentReadersSeeWhatWasAppended(t *testing.T) {
 	}
 	for n := range uint32(total) {
 		b := body(n)
-		tag := media.NewTag(media.Video, n*4, len(b))
+		tag := media.Tag(slab.Make(media.TagOverhead + len(b)))
+		tag.Init(media.Video, n*4)
 		copy(tag.Body(), b)
 		if err := p.Append(tag); err != nil {
 			t.Error(err)
