@@ -11,11 +11,13 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"weir/internal/stream"
 )
 
 // Players of several streams and formats join, leave, stall and are kicked at
-// random over TCP, while headers change; each one's bytes must be the log's, and
-// nobody but the engine closes its descriptors.
+// random over TCP, while headers change; each one's bytes must be the log's, whose
+// memory is used again all the time, and nobody but the engine closes its descriptors.
 func TestCrowdsOverTCP(t *testing.T) {
 	for _, plain := range []bool{false, true} {
 		t.Run(fmt.Sprintf("plain=%v", plain), func(t *testing.T) { testCrowdsOverTCP(t, plain) })
@@ -29,7 +31,7 @@ func testCrowdsOverTCP(t *testing.T, plain bool) {
 	var streams, players sync.WaitGroup
 	var full, jumped, cut atomic.Int64
 	for n := range 3 {
-		s := newSource(t)
+		s := newSourceWith(t, stream.Limits{MaxBytes: 64 << 20, MaxTime: 2 * time.Second})
 		streams.Go(func() {
 			seconds := make([]chan bool, 18) // closed when that second was published
 			for i := range seconds {

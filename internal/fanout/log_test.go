@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"testing"
 	"time"
 
@@ -21,11 +22,13 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // patience bounds waits on real sockets; none is expected to use it.
 const patience = 30 * time.Second
 
-// source publishes numbered frames and keeps what it published.
+// source publishes numbered frames and keeps copies of what it published: the memory of
+// what has left the log is used again.
 type source struct {
 	t       testing.TB
 	s       *stream.Stream
 	p       *stream.Publisher
+	slab    media.Slab
 	version byte        // of the video header in force
 	frames  []media.Tag // as they lie in the log; their number is in the body
 	all     []media.Tag // headers included
@@ -43,16 +46,20 @@ func newSourceWith(t testing.TB, limits stream.Limits) *source {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &source{t: t, s: s, p: p}
+	source := &source{t: t, s: s, p: p}
+	p.Recycle(source.slab.Gone)
+	return source
 }
 
 func (s *source) append(kind media.Kind, ms int, body []byte) media.Tag {
 	s.t.Helper()
-	tag := media.NewTag(kind, uint32(ms), len(body))
+	tag := media.Tag(s.slab.Make(media.TagOverhead + len(body)))
+	tag.Init(kind, uint32(ms))
 	copy(tag.Body(), body)
 	if err := s.p.Append(tag); err != nil {
 		s.t.Fatal(err)
 	}
+	tag = slices.Clone(tag) // it is not made again before the next one
 	s.all = append(s.all, tag)
 	return tag
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"sync"
 	"testing"
@@ -222,6 +223,81 @@ func TestSlowPlayerOfAShard(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// Whatever players do, nobody has tags of the log while nothing is sent: the memory of all
+// that leave it is used again.
+func TestNobodyKeepsTags(t *testing.T) {
+	inBubble(t, 0, func(t *testing.T, e *Engine, n *sockets) {
+		s := newSourceWith(t, stream.Limits{MaxBytes: 64 << 20, MaxTime: 1500 * time.Millisecond})
+		dropped := 0
+		s.p.Recycle(func(tag media.Tag, unused bool) {
+			if dropped++; !unused {
+				t.Errorf("frame %d: somebody has tags", len(s.frames))
+			}
+			s.slab.Gone(tag, unused)
+		})
+		flow := func(ms int) {
+			for i := range 10 {
+				s.frame("KPPPP"[i%5], ms+100*i, 3000)
+				synctest.Wait()
+				s.frame('A', ms+100*i, 100)
+				synctest.Wait()
+			}
+		}
+		s.headers(0)
+		flow(0)
+		limits, ms := Limits{MaxLag: time.Second, WriteTimeout: time.Hour}, 0
+		for _, f := range formats {
+			for range 2 { // the second gets the opening of the first
+				s.joinSocket(e, n, plenty, f.f, limits)
+			}
+			_, slow := s.joinSocket(e, n, 5000, f.f, limits)
+			_, stuck := s.joinSocket(e, n, 5000, f.f, limits)
+			paused, _ := s.joinSocket(e, n, plenty, f.f, limits)
+			muted, _ := s.joinSocket(e, n, plenty, f.f, limits)
+			plain := s.join(e, f.f, limits)
+			go func() { _, _ = io.Copy(io.Discard, plain.far) }()
+			defer plain.far.Close()
+			for second := range 12 {
+				ms += 1000
+				switch second {
+				case 2:
+					s.headers(ms)
+					paused.Pause(true)
+					muted.Mute(media.Video, true)
+				case 5:
+					paused.Pause(false)
+				case 8:
+					muted.Mute(media.Video, false)
+					stuck.drain(plenty)
+				case 10:
+					paused.End(Left)
+					stuck.leave()
+				}
+				slow.drain(20_000)
+				synctest.Wait()
+				flow(ms)
+			}
+		}
+		s.s.Close(nil)
+		synctest.Wait()
+		if dropped < 500 {
+			t.Errorf("only %d tags have left the log", dropped)
+		}
+	})
+}
+
+// A shard has nothing of a stream between rounds.
+func TestRoundsKeepNothing(t *testing.T) {
+	b := newBench(t, FLV{}, 2)
+	for _, f := range []func(){func() {}, b.publish, func() {}} {
+		f()
+		b.shard.round(0)
+		if b.shard.reading != nil || b.shard.entries[0].Tag != nil || len(b.shard.tags) > 0 {
+			t.Errorf("a shard keeps %v and %d tags", b.shard.reading, len(b.shard.tags))
+		}
 	}
 }
 
