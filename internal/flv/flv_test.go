@@ -7,10 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os/exec"
 	"runtime"
+	"runtime/debug"
+	"slices"
 	"testing"
 	"testing/iotest"
+	"unsafe"
 
 	"weir/internal/media"
 )
@@ -256,7 +260,7 @@ func TestMemoryGrowsWithWhatArrives(t *testing.T) {
 }
 
 func TestOneAllocationPerLargeTag(t *testing.T) {
-	body := tag(media.Video, 0, string(make([]byte, 5000)))
+	body := tag(media.Video, 0, string(make([]byte, 100<<10)))
 	in := file()
 	const n = 200
 	for range n + 50 {
@@ -275,6 +279,95 @@ func TestOneAllocationPerLargeTag(t *testing.T) {
 	_ = w.WriteTag(body)
 	if got := testing.AllocsPerRun(n, func() { _ = w.WriteTag(body) }); got != 0 {
 		t.Errorf("%v allocations per tag written, want 0", got)
+	}
+}
+
+// log is a reader's tags, the newest of which are in use.
+type log struct {
+	t      testing.TB
+	gone   func(media.Tag, bool)
+	tags   []media.Tag
+	copies []media.Tag // of tags
+}
+
+// add takes a tag in, and gives the memory of the oldest of more than size back.
+func (l *log) add(tag media.Tag, size int) {
+	l.t.Helper()
+	l.tags, l.copies = append(l.tags, tag), append(l.copies, slices.Clone(tag))
+	if len(l.tags) <= size {
+		return
+	}
+	if !bytes.Equal(l.tags[0], l.copies[0]) {
+		l.t.Fatal("a tag in use was overwritten")
+	}
+	l.gone(l.tags[0], true)
+	l.tags, l.copies = l.tags[1:], l.copies[1:]
+}
+
+// Tags are read into the memory of those that are gone.
+func TestReadIntoUsedMemory(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // which has memory used again, too
+	r := rand.New(rand.NewPCG(1, 2))
+	var want []media.Tag
+	in := file()
+	for n := range 5000 {
+		body := make([]byte, r.IntN(2000))
+		switch n % 100 {
+		case 7, 8:
+			body = make([]byte, r.IntN(60_000))
+		case 50:
+			body = make([]byte, r.IntN(2*trusted))
+		}
+		for i := range body {
+			body[i] = byte(n + i)
+		}
+		want = append(want, tag([]media.Kind{media.Audio, media.Video, media.Data}[r.IntN(3)], uint32(n), string(body)))
+		in = append(in, want[n]...)
+	}
+	fr := NewReader(bytes.NewReader(in), 0)
+	l := log{t: t, gone: fr.Gone}
+	pages, size := map[uintptr]bool{}, 0 // of small tags
+	for n, w := range want {
+		got, err := fr.ReadTag()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got, w) {
+			t.Fatalf("tag %d of %d bytes is not what was sent", n, len(w))
+		}
+		if len(w) < 2000 {
+			pages[uintptr(unsafe.Pointer(&got[0]))/4096] = true
+			size += len(w)
+		}
+		l.add(got, 100)
+	}
+	if most := size / 4096 / 2; len(pages) > most {
+		t.Errorf("tags of %d bytes are in %d pages of 4 KB, want at most %d", size, len(pages), most)
+	}
+}
+
+// Reading takes no memory when what is read goes as it came.
+func TestNoAllocations(t *testing.T) {
+	body := tag(media.Video, 0, string(make([]byte, 5000)))
+	r := NewReader(io.MultiReader(bytes.NewReader(file()), bytes.NewReader(bytes.Repeat(body, 10_000))), 0)
+	var tags [100]media.Tag
+	n := 0
+	read := func() {
+		for range 1000 {
+			at := n % len(tags)
+			if tags[at] != nil {
+				r.Gone(tags[at], true)
+			}
+			var err error
+			if tags[at], err = r.ReadTag(); err != nil {
+				t.Fatal(err)
+			}
+			n++
+		}
+	}
+	read()
+	if got := testing.AllocsPerRun(7, read); got != 0 {
+		t.Errorf("%v allocations for 1000 tags", got)
 	}
 }
 
@@ -398,25 +491,55 @@ func FuzzReadTag(f *testing.F) {
 		if total > len(in) {
 			t.Fatalf("%d bytes of tags from %d of input", total, len(in))
 		}
-		again, err := readAll(bytes.NewReader(file(tags...)), maxBody)
-		if err != io.EOF {
-			t.Fatalf("reading what was read: %v", err)
+		again := NewReader(bytes.NewReader(file(tags...)), maxBody)
+		l := log{t: t, gone: again.Gone}
+		for i, want := range tags {
+			got, err := again.ReadTag()
+			if err != nil || !bytes.Equal(got, want) {
+				t.Fatalf("reading what was read: tag %d of %d bytes, %v", i, len(want), err)
+			}
+			l.add(got, 3)
 		}
-		sameTags(t, again, tags)
+		if _, err := again.ReadTag(); err != io.EOF {
+			t.Fatalf("reading what was read: %v at the end", err)
+		}
 	})
 }
 
+// loop reads b over and over.
+type loop struct {
+	b  []byte
+	at int
+}
+
+func (r *loop) Read(p []byte) (int, error) {
+	n := copy(p, r.b[r.at:])
+	if r.at += n; r.at == len(r.b) {
+		r.at = 0
+	}
+	return n, nil
+}
+
+// BenchmarkReadTag reads tags of which the last hundred are kept, and the memory of the
+// others is used again or not.
 func BenchmarkReadTag(b *testing.B) {
-	in := bytes.Repeat(tag(media.Video, 0, string(make([]byte, 10<<10))), 1000)
-	b.SetBytes(int64(len(in) / 1000))
-	b.ReportAllocs()
-	var r *Reader
-	for n := 0; b.Loop(); n++ {
-		if n%1000 == 0 {
-			r = NewReader(io.MultiReader(bytes.NewReader(Header(true, true)), bytes.NewReader(in)), 0)
-		}
-		if _, err := r.ReadTag(); err != nil {
-			b.Fatal(err)
-		}
+	body := tag(media.Video, 0, string(make([]byte, 10<<10)))
+	for _, name := range []string{"used again", "left behind"} {
+		b.Run(name, func(b *testing.B) {
+			r := NewReader(io.MultiReader(bytes.NewReader(Header(true, true)), &loop{b: body}), 0)
+			b.SetBytes(int64(len(body)))
+			b.ReportAllocs()
+			var tags [100]media.Tag
+			for n := 0; b.Loop(); n++ {
+				at := n % len(tags)
+				if tags[at] != nil && name == "used again" {
+					r.Gone(tags[at], true)
+				}
+				var err error
+				if tags[at], err = r.ReadTag(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

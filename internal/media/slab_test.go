@@ -222,6 +222,8 @@ func TestSlabGrows(t *testing.T) {
 	}
 	f("small ones", slabLeast, 200, 3000)
 	f("large and small ones", 64<<10, 200, 12000)
+	some := slices.Repeat([]int{400}, 20)
+	f("two in the time of a piece", 2*slabLeast, slices.Concat([]int{5000}, some, []int{5000}, some)...)
 	f("only large ones", 64<<10, 12000)
 	f("a rare large one", slabLeast, append(slices.Repeat([]int{200}, 100), 60000)...)
 	f("huge and tiny ones", slabMost, 1, slabMost/slabShare+1)

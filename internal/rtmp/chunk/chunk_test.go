@@ -6,12 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"runtime"
+	"runtime/debug"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
 	"time"
+	"unsafe"
 
 	"pgregory.net/rapid"
 
@@ -324,6 +328,11 @@ func TestNothingIsKeptWithATag(t *testing.T) {
 			w.full(5, 0, 4000, TypeData, 1).payload(4000, 'd')
 		}
 	})
+	f("empty messages", func(w *wire) {
+		for range 500 {
+			w.full(5, 0, 0, TypeVideo, 1)
+		}
+	})
 	f("messages that are aborted", func(w *wire) {
 		for range 4 {
 			w.full(5, 0, 4001, TypeVideo, 1).payload(4000, 'v').full(2, 0, 4, TypeAbort, 0).time(5)
@@ -418,13 +427,142 @@ func mediaInput(size, chunkSize int) *input {
 	return &input{b: b}
 }
 
-func TestAllocations(t *testing.T) {
+// window is a reader's tags, the newest of which are in use.
+type window struct {
+	r      *Reader
+	tags   []media.Tag
+	copies []media.Tag // of tags
+}
+
+// add takes a tag in, and gives the memory of the oldest of more than size back.
+func (w *window) add(t testing.TB, tag media.Tag, size int) {
+	t.Helper()
+	w.tags, w.copies = append(w.tags, tag), append(w.copies, slices.Clone(tag))
+	if len(w.tags) <= size {
+		return
+	}
+	if !bytes.Equal(w.tags[0], w.copies[0]) {
+		t.Fatal("a tag in use was overwritten")
+	}
+	w.r.Gone(w.tags[0], true)
+	w.tags, w.copies = w.tags[1:], w.copies[1:]
+}
+
+// interleaved is a chunk stream of messages on several chunk streams at a time, of which
+// some are aborted, and what is to be read of it.
+func interleaved(r *rand.Rand, messages int, aborts bool) (b []byte, want []media.Tag) {
+	const chunk = 1000
+	w := new(wire).chunkSize(chunk)
+	type message struct {
+		tag  media.Tag
+		sent int // of its body
+	}
+	open := map[uint32]*message{}
+	for n := 0; n < messages || len(open) > 0; {
+		csid := uint32(4 + r.IntN(4))
+		m := open[csid]
+		switch {
+		case m == nil && n == messages:
+			continue
+		case m == nil:
+			size := r.IntN(3000)
+			switch n % 50 {
+			case 0:
+				size = 0
+			case 10, 11, 12, 13:
+				size = r.IntN(100_000)
+			case 30:
+				size = r.IntN(600_000) // not taken at once
+			}
+			tag := media.NewTag([]media.Kind{media.Audio, media.Video, media.Data}[r.IntN(3)], uint32(n), size)
+			for i := range tag.Body() {
+				tag.Body()[i] = byte(n + i)
+			}
+			m = &message{tag: tag}
+			open[csid] = m
+			w.full(csid, uint32(n), size, uint8(tag.Kind()), 1)
+			n++
+		case aborts && r.IntN(200) == 0:
+			w.full(2, 0, 4, TypeAbort, 0).time(csid)
+			delete(open, csid)
+			continue
+		default:
+			w.again(csid)
+		}
+		part := m.tag.Body()[m.sent:]
+		part = part[:min(len(part), chunk)]
+		w.raw(part...)
+		if m.sent += len(part); m.sent == len(m.tag.Body()) {
+			want = append(want, m.tag)
+			delete(open, csid)
+		}
+	}
+	return w.b, want
+}
+
+// TestReadIntoUsedMemory: messages are read into the memory of those that are gone.
+func TestReadIntoUsedMemory(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // which has memory used again, too
+	for _, aborts := range []bool{false, true} {
+		b, want := interleaved(rand.New(rand.NewPCG(1, 2)), 4000, aborts)
+		r := NewReader(bytes.NewReader(b), testLimits())
+		log := window{r: r}
+		pages, size := map[uintptr]bool{}, 0 // of small tags
+		for n, tag := range want {
+			m, err := r.ReadMessage()
+			if err != nil {
+				t.Fatalf("aborts %v, message %d: %v", aborts, n, err)
+			}
+			if !bytes.Equal(m.Tag, tag) {
+				t.Fatalf("aborts %v: message %d of %d bytes is not what was sent", aborts, n, len(tag))
+			}
+			if m.Type != TypeData && len(tag) < 3000 {
+				pages[uintptr(unsafe.Pointer(&m.Tag[0]))/4096] = true
+				size += len(tag)
+			}
+			log.add(t, m.Tag, 100)
+		}
+		if _, err := r.ReadMessage(); err != io.EOF {
+			t.Fatal(err)
+		}
+		if most := size / 4096 / 2; !aborts && len(pages) > most {
+			t.Errorf("tags of %d bytes are in %d pages of 4 KB, want at most %d", size, len(pages), most)
+		}
+	}
+}
+
+// TestReadingIntoUsedMemoryAllocatesNothing, when what is read goes as it came.
+func TestReadingIntoUsedMemoryAllocatesNothing(t *testing.T) {
 	r := NewReader(mediaInput(10<<10, DefaultSize), testLimits())
+	var tags [100]media.Tag
+	n := 0
+	read := func() {
+		for range 1000 {
+			at := n % len(tags)
+			if tags[at] != nil {
+				r.Gone(tags[at], true)
+			}
+			m, err := r.ReadMessage()
+			if err != nil {
+				t.Fatal(err)
+			}
+			tags[at] = m.Tag
+			n++
+		}
+	}
+	read()
+	if got := testing.AllocsPerRun(10, read); got != 0 {
+		t.Errorf("%v allocations for 1000 messages", got)
+	}
+}
+
+func TestAllocations(t *testing.T) {
+	r := NewReader(mediaInput(100<<10, DefaultSize), testLimits())
 	if _, err := r.ReadMessage(); err != nil {
 		t.Fatal(err)
 	}
 	if n := testing.AllocsPerRun(200, func() { _, _ = r.ReadMessage() }); n != 1 {
-		t.Errorf("reading a media message: %v allocations, want 1", n)
+		t.Errorf("reading a large media message: %v allocations, want 1", n)
 	}
 	commands := &input{b: AppendMessage(nil, 3, TypeCommand, 0, 0, make([]byte, 500), DefaultSize)}
 	r = NewReader(commands, testLimits())
@@ -450,6 +588,7 @@ func FuzzReader(f *testing.F) {
 		l := testLimits()
 		l.MaxPending, l.Trusted = 100<<10, 1<<10
 		r := NewReader(bytes.NewReader(b), l)
+		log := window{r: r}
 		var payload int
 		for {
 			m, err := r.ReadMessage()
@@ -461,6 +600,9 @@ func FuzzReader(f *testing.F) {
 			}
 			if m.Tag != nil && (len(m.Tag) != len(m.Payload)+media.TagOverhead || m.Tag.Time() != m.Time) {
 				t.Fatalf("tag of %d bytes for %d", len(m.Tag), len(m.Payload))
+			}
+			if m.Tag != nil {
+				log.add(t, m.Tag, 3)
 			}
 			held := 0
 			for _, cs := range r.low {
