@@ -184,8 +184,12 @@ func cutAll(t testing.TB, config hls.Config, tags []media.Tag) *viewing {
 				now = now.Add(time.Duration(d) * time.Millisecond)
 			}
 		}
-		if err := s.Write(tag, media.Sniff(tag.Kind(), tag.Body())); err != nil {
+		lent := slices.Clone(tag)
+		if err := s.Write(lent, media.Sniff(tag.Kind(), tag.Body())); err != nil {
 			t.Fatal(err)
+		}
+		for i := range lent { // its memory is used again
+			lent[i] = '?'
 		}
 		watch()
 	}
