@@ -1,12 +1,16 @@
 package fanout
 
 import (
+	"bytes"
+	"encoding/binary"
 	"fmt"
+	"io"
 	"log/slog"
 	"sync"
 	"testing"
 
 	"weir/internal/media"
+	"weir/internal/rtmp/chunk"
 	"weir/internal/stream"
 )
 
@@ -56,6 +60,95 @@ func (b *bench) publish() {
 			}
 			_ = b.s.p.Append(tag)
 		}
+	}
+}
+
+// relayed is a stream that is read from an RTMP connection, appended to a log, sent to
+// players, and dropped, as at an edge.
+type relayed struct {
+	*bench
+	in    *chunk.Reader
+	round int // frames of a round
+}
+
+func newRelayed(tb testing.TB, players int) *relayed {
+	b := newBench(tb, FLV{}, players)
+	// Two seconds of 1 Mbit/s.
+	size := binary.BigEndian.AppendUint32(nil, testChunk)
+	first := chunk.AppendMessage(nil, chunk.StreamControl, chunk.TypeSetChunkSize, 0, 0, size, chunk.DefaultSize)
+	var rest []byte
+	for i := range 50 {
+		video := media.NewTag(media.Video, uint32(40*i), 4300)
+		video.Body()[0], video.Body()[1] = 0x27, 1
+		if i == 0 {
+			video = media.NewTag(media.Video, 0, 30_000)
+			video.Body()[0], video.Body()[1] = 0x17, 1
+		}
+		audio := media.NewTag(media.Audio, uint32(40*i), 300)
+		audio.Body()[0], audio.Body()[1] = 0xaf, 1
+		rest = chunk.AppendMedia(chunk.AppendMedia(rest, video, 1, testChunk), audio, 1, testChunk)
+	}
+	in := chunk.NewReader(io.MultiReader(bytes.NewReader(first), &loop{b: rest}), chunk.Limits{
+		MaxMessage: chunk.MaxSize, MaxCommand: 64 << 10, MaxPending: chunk.MaxSize, MaxChunkStreams: 8, Trusted: 256 << 10, Buffer: 32 << 10,
+	})
+	b.s.p.Recycle(in.Gone)
+	r := &relayed{bench: b, in: in}
+	for range 3000 { // the log is full, and there is memory for it
+		r.step(tb)
+	}
+	return r
+}
+
+// step is one frame's way.
+func (r *relayed) step(tb testing.TB) {
+	m, err := r.in.ReadMessage()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if m.Type == chunk.TypeVideo {
+		r.ms += 40
+	}
+	m.Tag.SetTime(uint32(r.ms)) // what is read over and over has no times
+	if err := r.s.p.Append(m.Tag); err != nil {
+		tb.Fatal(err)
+	}
+	if r.round++; r.round%6 == 0 {
+		r.shard.round(0)
+	}
+}
+
+// loop reads b over and over.
+type loop struct {
+	b  []byte
+	at int
+}
+
+func (r *loop) Read(p []byte) (int, error) {
+	n := copy(p, r.b[r.at:])
+	if r.at += n; r.at == len(r.b) {
+		r.at = 0
+	}
+	return n, nil
+}
+
+// A frame that comes, is sent and leaves the log costs no memory, but for those that are
+// larger than what others share: one in a hundred is such a key frame.
+func TestRelayingAllocatesNothing(t *testing.T) {
+	r := newRelayed(t, 2)
+	if n := testing.AllocsPerRun(10, func() {
+		for range 1000 {
+			r.step(t)
+		}
+	}); n > 10 {
+		t.Errorf("%v allocations for 1000 frames", n)
+	}
+}
+
+func BenchmarkRelaying(b *testing.B) {
+	r := newRelayed(b, 2)
+	b.ReportAllocs()
+	for b.Loop() {
+		r.step(b)
 	}
 }
 

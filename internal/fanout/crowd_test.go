@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"weir/internal/media"
 	"weir/internal/stream"
 )
 
@@ -192,4 +193,64 @@ func (p *crowdPlayer) play(k int, later chan bool) (got []byte, left bool) {
 	}
 	p.far.Close()
 	return b.Bytes(), left
+}
+
+// A publisher is much too fast for its log, so that tags leave it while bytes for players
+// are made of them: their memory is used again only when nobody reads them any more.
+func TestPublisherOvertakesReaders(t *testing.T) {
+	e := testEngine(t)
+	s := newSourceWith(t, stream.Limits{MaxBytes: 96 << 10})
+	told := map[bool]int{} // whether a tag that left was unused
+	s.p.Recycle(func(t media.Tag, unused bool) {
+		told[unused]++
+		s.slab.Gone(t, unused)
+	})
+	type outcome struct {
+		format int
+		b      []byte
+	}
+	const frames, crowd = 4000, 48
+	var players sync.WaitGroup
+	outcomes := make(chan outcome, crowd)
+	join := func(i int) {
+		near, far := tcpPair(t)
+		_ = near.SetWriteBuffer(32 << 10)
+		p := s.joinOn(e, near, far, formats[i%3].f, roomy, nil)
+		if i%4 == 3 { // the shard does not have it at first
+			p.Pause(true)
+			p.Pause(false)
+		}
+		players.Go(func() {
+			b, _ := io.ReadAll(far)
+			outcomes <- outcome{i % 3, b}
+		})
+	}
+	s.headers(0)
+	for n := range frames {
+		if n%(frames/crowd) == 0 && n/(frames/crowd) < crowd {
+			join(n / (frames / crowd))
+		}
+		s.frame("KPPPPPPP"[n%8], 40*n, 3000)
+		s.frame('A', 40*n, 100)
+	}
+	s.s.Close(nil)
+	players.Wait()
+	close(outcomes)
+	lost := 0
+	for o := range outcomes {
+		tags, err := formats[o.format].parse(o.b)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		n, err := s.verify(tags)
+		if err != nil {
+			t.Errorf("%s: %v", formats[o.format].name, err)
+		}
+		lost += n
+	}
+	t.Logf("players lost %d frames, %d tags were unused, %d were not", lost, told[true], told[false])
+	if lost == 0 || told[true] == 0 {
+		t.Error("nobody was overtaken, or no memory used again")
+	}
 }
