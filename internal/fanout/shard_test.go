@@ -257,6 +257,7 @@ func TestNobodyKeepsTags(t *testing.T) {
 			_, stuck := s.joinSocket(e, n, 5000, f.f, limits)
 			paused, _ := s.joinSocket(e, n, plenty, f.f, limits)
 			muted, _ := s.joinSocket(e, n, plenty, f.f, limits)
+			deaf, _ := s.joinSocket(e, n, plenty, f.f, limits)
 			plain := s.join(e, f.f, limits)
 			go func() { _, _ = io.Copy(io.Discard, plain.far) }()
 			defer plain.far.Close()
@@ -267,6 +268,8 @@ func TestNobodyKeepsTags(t *testing.T) {
 					s.headers(ms)
 					paused.Pause(true)
 					muted.Mute(media.Video, true)
+					deaf.Mute(media.Video, true)
+					deaf.Mute(media.Audio, true)
 				case 5:
 					paused.Pause(false)
 				case 8:
