@@ -85,11 +85,17 @@ func (e *Edge) dialer(made func(*beatConn)) func(ctx context.Context, network, a
 // follow makes the connection read with a beat from now on.
 func (c *beatConn) follow(b beat) { c.following.Store(&b) }
 
-// Read implements net.Conn.
-func (c *beatConn) Read(p []byte) (int, error) {
+// Await returns when it is time for the next read.
+func (c *beatConn) Await() {
 	if f := c.following.Load(); f != nil && c.drained {
 		c.wait(*f)
+		c.drained = false
 	}
+}
+
+// Read implements net.Conn.
+func (c *beatConn) Read(p []byte) (int, error) {
+	c.Await()
 	n, err := c.Conn.Read(p)
 	c.got += n
 	c.drained = n < len(p)

@@ -131,15 +131,14 @@ func (r *loop) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// A frame that comes, is sent and leaves the log costs no memory, but for those that are
-// larger than what others share: one in a hundred is such a key frame.
+// A frame that comes, is sent and leaves the log costs no memory.
 func TestRelayingAllocatesNothing(t *testing.T) {
 	r := newRelayed(t, 2)
 	if n := testing.AllocsPerRun(10, func() {
 		for range 1000 {
 			r.step(t)
 		}
-	}); n > 10 {
+	}); n > 0 {
 		t.Errorf("%v allocations for 1000 frames", n)
 	}
 }

@@ -24,6 +24,11 @@ const (
 	// slabSpare is how many pieces wait to be used again: they come back one by one, as
 	// they are taken.
 	slabSpare = 2
+	// slabAlone bounds the larger tags that are watched until they are gone.
+	slabAlone = 32
+	// slabRoom is the part of such a tag by which its memory is larger: key frames of a
+	// stream are about of a size.
+	slabRoom = 8
 )
 
 // Slab makes the memory of tags that come one after the other, and go in the same order:
@@ -31,7 +36,7 @@ const (
 // object costs its making and each cycle of the garbage collector.
 //
 // If Gone is told of the tags that are of no use any more, a piece whose tags are all gone
-// is used again. Whatever Gone is not told, or not in about the order of Make, costs no
+// is used again, as is the memory of a larger tag for one of about its size. Whatever Gone is not told, or not in about the order of Make, costs no
 // more than that: the piece then lives as long as any of its tags does, as all do without
 // Gone. The zero value is ready. All methods are safe for concurrent use.
 type Slab struct {
@@ -42,6 +47,8 @@ type Slab struct {
 	now   piece    // guarded by mu; the newest; without bytes if it is not to be used again
 	used  []piece  // guarded by mu; those before it with tags that are not gone, from the oldest on
 	spare [][]byte // guarded by mu; pieces of size, to be used again
+	alone [][]byte // guarded by mu; memory of larger tags that are not gone, from the oldest on; none before the first Gone
+	again []byte   // guarded by mu; that of the last one of those that went, to be used again
 	told  bool     // guarded by mu; Gone was called
 }
 
@@ -51,10 +58,10 @@ type piece struct {
 	tags  int // that were made and are not gone
 }
 
-// has reports whether a tag lies in the piece.
-func (p *piece) has(t Tag) bool {
-	from, at := uintptr(unsafe.Pointer(unsafe.SliceData(p.bytes))), uintptr(unsafe.Pointer(unsafe.SliceData(t)))
-	return at-from < uintptr(len(p.bytes)) // below from it wraps
+// within reports whether a tag lies in b.
+func (t Tag) within(b []byte) bool {
+	from, at := uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(unsafe.Pointer(unsafe.SliceData(t)))
+	return at-from < uintptr(len(b)) // below from it wraps
 }
 
 // Make returns n bytes without room behind them, which may hold anything. They are nobody
@@ -69,7 +76,7 @@ func (s *Slab) Make(n int) []byte {
 		if s.large++; s.large == slabShare { // without small ones no piece ever gets full
 			s.grow()
 		}
-		return make([]byte, n)
+		return s.makeAlone(n)
 	}
 	if n > len(s.free) {
 		s.turn()
@@ -78,6 +85,22 @@ func (s *Slab) Make(n int) []byte {
 	b := s.free[:n:n]
 	s.free = s.free[n:]
 	return b
+}
+
+// makeAlone returns memory for a tag that shares none. s.mu is held.
+func (s *Slab) makeAlone(n int) []byte {
+	if !s.told {
+		return make([]byte, n)
+	}
+	b := s.again
+	if s.again = nil; len(b) < n || len(b)/2 > n {
+		b = make([]byte, n+n/slabRoom)
+	}
+	if len(s.alone) == slabAlone {
+		s.alone = slices.Delete(s.alone, 0, 1)
+	}
+	s.alone = append(s.alone, b)
+	return b[:n:n]
 }
 
 // grow makes the next pieces larger, if they may be. s.mu is held.
@@ -130,17 +153,15 @@ func (s *Slab) Gone(t Tag, unused bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.told = true
-	if s.now.has(t) { // is looked at when it is full
+	if t.within(s.now.bytes) { // is looked at when it is full
 		if s.now.tags--; !unused {
 			s.now.bytes = nil
 		}
 		return
 	}
-	i := 0
-	for i < len(s.used) && !s.used[i].has(t) {
-		i++
-	}
-	if i == len(s.used) {
+	i := slices.IndexFunc(s.used, func(p piece) bool { return t.within(p.bytes) })
+	if i < 0 {
+		s.goneAlone(t, unused)
 		return
 	}
 	p := &s.used[i]
@@ -156,9 +177,23 @@ func (s *Slab) Gone(t Tag, unused bool) {
 	s.used = slices.Delete(s.used, i, i+1)
 }
 
+// goneAlone is Gone for a tag that shares no memory. s.mu is held.
+func (s *Slab) goneAlone(t Tag, unused bool) {
+	i := slices.IndexFunc(s.alone, func(b []byte) bool { return t.within(b) })
+	if i < 0 {
+		return
+	}
+	if unused {
+		s.again = s.alone[i]
+	}
+	s.alone = slices.Delete(s.alone, i, i+1)
+}
+
 // Reset lets go of all memory.
 func (s *Slab) Reset() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.free, s.size, s.large, s.now, s.used, s.spare, s.told = nil, 0, 0, piece{}, nil, nil, false
+	s.free, s.size, s.large, s.told = nil, 0, 0, false
+	s.now, s.used, s.spare = piece{}, nil, nil
+	s.alone, s.again = nil, nil
 }

@@ -230,6 +230,52 @@ func TestSlabGrows(t *testing.T) {
 }
 
 // Whatever is made and gone in whatever order, no tag that somebody has is overwritten.
+// TestSlabUsesLargeTagsAgain: the memory of a key frame is that of a later one that fits.
+func TestSlabUsesLargeTagsAgain(t *testing.T) {
+	for _, c := range []struct {
+		name        string
+		first, next int
+		unused      bool
+		same        bool
+	}{
+		{"of the same size", 30_000, 30_000, true, true},
+		{"somewhat larger", 30_000, 30_000 + 30_000/slabRoom, true, true},
+		{"larger than there is room", 30_000, 34_000, true, false},
+		{"smaller", 30_000, 17_000, true, true},
+		{"so small that it would be a waste", 30_000, 16_000, true, false},
+		{"somebody has it", 30_000, 30_000, false, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var s Slab
+			s.Gone(s.Make(100), true) // from now on they are watched
+			first := Tag(s.Make(c.first))
+			s.Gone(first, c.unused)
+			next := s.Make(c.next)
+			if len(next) != c.next || cap(next) != c.next {
+				t.Fatalf("%d bytes of %d, want %d", len(next), cap(next), c.next)
+			}
+			if len(s.alone) != 1 {
+				t.Errorf("%d large tags are watched, want the one", len(s.alone))
+			}
+			if same := &next[0] == &first[0]; same != c.same {
+				t.Errorf("the same memory: %v", same)
+			}
+			if other := s.Make(c.next); &other[0] == &next[0] {
+				t.Error("two tags have the same memory")
+			}
+		})
+	}
+
+	var s Slab
+	s.Gone(s.Make(100), true)
+	for range 2 * slabAlone {
+		s.Make(100_000)
+	}
+	if len(s.alone) != slabAlone {
+		t.Errorf("%d large tags are watched, want %d", len(s.alone), slabAlone)
+	}
+}
+
 func TestSlabAgainstModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		type made struct {

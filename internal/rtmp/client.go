@@ -122,7 +122,7 @@ func (c *Client) within(ctx context.Context, f func() error) error {
 			err = fmt.Errorf("%w (%w)", err, ctx.Err())
 		}
 	}
-	c.deadline = time.Time{}
+	c.deadline, c.cut = time.Time{}, time.Time{}
 	_ = c.nc.SetDeadline(time.Time{})
 	return err
 }

@@ -207,7 +207,7 @@ func (c *ServerConfig) amfLimits() amf.Limits {
 func (c *ClientConfig) limits() chunk.Limits {
 	return chunk.Limits{
 		MaxMessage: int(c.MaxMessage), MaxCommand: 64 << 10, MaxPending: 2 * int(c.MaxMessage),
-		MaxChunkStreams: 64, Trusted: trusted, Buffer: clientBuffer,
+		MaxChunkStreams: 64, Trusted: trusted, Buffer: clientBuffer, Shared: true,
 	}
 }
 

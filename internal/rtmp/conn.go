@@ -30,6 +30,7 @@ type conn struct {
 	in        *chunk.Reader
 	deadline  time.Time     // of the present phase; zero means none
 	idle      time.Duration // longest wait for bytes without a deadline; 0 means for ever
+	cut       time.Time     // the read deadline that is set for idle; zero if another may be set
 	ackWindow uint64        // bytes after which the peer wants an acknowledgement
 	acked     uint64
 	aggregate aggregate
@@ -74,6 +75,13 @@ func (c *conn) quickAck() {
 // netReader is the connection as the chunk reader sees it.
 type netReader struct{ c *conn }
 
+// Await implements chunk.Awaiter for connections that have such a method.
+func (r netReader) Await() {
+	if w, ok := r.c.nc.(interface{ Await() }); ok && r.c.flushIfIdle() == nil { // Read sees an error, too
+		w.Await()
+	}
+}
+
 func (r netReader) Read(p []byte) (int, error) {
 	c := r.c
 	if err := c.flushIfIdle(); err != nil {
@@ -87,14 +95,28 @@ func (r netReader) Read(p []byte) (int, error) {
 	}
 	switch {
 	case !c.deadline.IsZero():
+		c.cut = time.Time{}
 		_ = c.nc.SetReadDeadline(c.deadline)
 	case c.idle > 0:
-		_ = c.nc.SetReadDeadline(time.Now().Add(c.idle))
+		c.putOff()
 	}
 	if c.interrupted.Load() { // behind the deadline, which may have undone that of interrupt
 		return 0, ErrInterrupted
 	}
 	return c.nc.Read(p)
+}
+
+// idleShare is the part of an idle time that may be added to it.
+const idleShare = 16
+
+// putOff has the read deadline come no earlier than the idle time from now. It is set
+// somewhat later than that, so that not every read has to set it.
+func (c *conn) putOff() {
+	now := time.Now()
+	if c.cut.Sub(now) < c.idle {
+		c.cut = now.Add(c.idle + c.idle/idleShare)
+		_ = c.nc.SetReadDeadline(c.cut)
+	}
 }
 
 // interrupt makes a read that waits, and all that come, fail, and a write that

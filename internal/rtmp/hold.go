@@ -96,6 +96,7 @@ func (c *conn) readHolding(p []byte) (int, error) {
 			c.quickAck() // the first of the frames is a small piece
 			return netReader{c}.Read(p)
 		}
+		c.cut = time.Time{}
 		_ = c.nc.SetReadDeadline(now.Add(min(holdStep, c.hold.until.Sub(now))))
 		if c.interrupted.Load() { // behind the deadline, as in Read
 			c.endHold()

@@ -79,6 +79,10 @@ type Limits struct {
 	Trusted int
 	// Buffer is the size of the read buffer, at least 1 KiB.
 	Buffer int
+	// Shared has all readers that say so share their buffers while nothing is in them and
+	// the source, if it is an Awaiter, waits: thousands that read in turn use a few, which
+	// stay in the processor's caches.
+	Shared bool
 }
 
 // limit returns the largest size of a message of a type.

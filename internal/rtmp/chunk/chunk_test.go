@@ -343,6 +343,87 @@ func TestNothingIsKeptWithATag(t *testing.T) {
 // cut drops the last n bytes.
 func (w *wire) cut(n int) *wire { w.b = w.b[:len(w.b)-n]; return w }
 
+// turns is a source that gives its parts one by one, and has something done before each.
+type turns struct {
+	parts  [][]byte
+	before func()
+	awaits int
+}
+
+func (s *turns) Await() {
+	s.awaits++
+	s.before()
+}
+
+func (s *turns) Read(p []byte) (int, error) {
+	if len(s.parts) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p, s.parts[0])
+	if s.parts[0] = s.parts[0][n:]; len(s.parts[0]) == 0 {
+		s.parts = s.parts[1:]
+	}
+	return n, nil
+}
+
+// TestSharedBuffers: readers that wait have no buffer, and those that read meanwhile do not
+// get in their way, wherever in a message they are.
+func TestSharedBuffers(t *testing.T) {
+	limits := Limits{MaxMessage: 1 << 20, MaxCommand: 1 << 10, MaxPending: 1 << 20, MaxChunkStreams: 8, Trusted: 1 << 10, Buffer: 2 << 10, Shared: true}
+	const messages = 40
+	message := func(who byte, i int) []byte { return bytes.Repeat([]byte{who, byte(i)}, 30+97*i%700) }
+	stream := func(who byte) (all []byte) {
+		for i := range messages {
+			all = AppendMessage(all, StreamVideo, TypeVideo, 1, uint32(i), message(who, i), DefaultSize)
+		}
+		return all
+	}
+	for step := 1; step < 400; step += 13 {
+		var readers [3]*Reader
+		var sources [3]*turns
+		var got [3]int
+		var read func(who int)
+		busy := [3]bool{}
+		read = func(who int) {
+			if busy[who] || got[who] == messages {
+				return
+			}
+			busy[who] = true
+			m, err := readers[who].ReadMessage()
+			if err != nil {
+				t.Fatalf("in parts of %d: reader %d: %v", step, who, err)
+			}
+			if want := message(byte(who), got[who]); !bytes.Equal(m.Payload, want) {
+				t.Fatalf("in parts of %d: reader %d got something else for message %d", step, who, got[who])
+			}
+			got[who]++
+			busy[who] = false
+		}
+		for who := range readers {
+			sources[who] = &turns{before: func() {
+				if readers[who].buf != nil {
+					t.Fatal("a reader that waits has a buffer")
+				}
+				read((who + 1) % len(readers))
+			}}
+			for part := range slices.Chunk(stream(byte(who)), step+who) {
+				sources[who].parts = append(sources[who].parts, part)
+			}
+			readers[who] = NewReader(sources[who], limits)
+		}
+		for range messages {
+			for who := range readers {
+				read(who)
+			}
+		}
+		for who := range readers {
+			if got[who] != messages || sources[who].awaits == 0 {
+				t.Errorf("in parts of %d: reader %d got %d messages and waited %d times", step, who, got[who], sources[who].awaits)
+			}
+		}
+	}
+}
+
 func TestAppendMessageBytes(t *testing.T) {
 	f := func(got []byte, want *wire) {
 		t.Helper()

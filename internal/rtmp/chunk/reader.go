@@ -3,6 +3,7 @@ package chunk
 import (
 	"encoding/binary"
 	"io"
+	"sync"
 
 	"weir/internal/media"
 )
@@ -67,6 +68,35 @@ type chunkStream struct {
 // NewReader returns a Reader with the default chunk size of 128 bytes.
 func NewReader(r io.Reader, limits Limits) *Reader {
 	return &Reader{src: r, limits: limits, chunkSize: DefaultSize, buf: make([]byte, bufferSize(limits))}
+}
+
+// Awaiter is a source that can wait before it is read from.
+type Awaiter interface {
+	io.Reader
+	// Await returns when it is time to read, or earlier.
+	Await()
+}
+
+// buffers are those of shared readers that nobody has now; all of one size but for readers
+// with other limits.
+var buffers sync.Pool // of *[]byte
+
+// await has the source wait without a buffer.
+func (r *Reader) await() {
+	a, ok := r.src.(Awaiter)
+	if !ok {
+		return
+	}
+	size := bufferSize(r.limits)
+	if len(r.buf) == size {
+		b := r.buf
+		r.buf = nil
+		buffers.Put(&b)
+	}
+	a.Await()
+	if b, ok := buffers.Get().(*[]byte); ok && len(*b) == size && r.buf == nil {
+		r.buf = *b
+	}
 }
 
 func bufferSize(l Limits) int { return max(l.Buffer, minBuffer) }
@@ -454,6 +484,10 @@ func (r *Reader) need(n int) error {
 }
 
 func (r *Reader) fill(n int) error {
+	if r.limits.Shared && r.start == r.end {
+		r.start, r.end = 0, 0
+		r.await()
+	}
 	if r.buf == nil {
 		r.buf = make([]byte, bufferSize(r.limits))
 	}
