@@ -31,8 +31,9 @@ type opening struct {
 	used time.Time // when a player last joined
 }
 
-// openingIdle is how long an opening is kept for nobody.
-const openingIdle = time.Second
+// openingIdle is how long an opening is kept for nobody: crowds come faster, and for one
+// player a second it is made anew at the price of keeping it.
+const openingIdle = 200 * time.Millisecond
 
 func newGroup(key groupKey) *group {
 	g := &group{key: key, cursor: key.stream.Tail()}

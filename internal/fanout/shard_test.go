@@ -771,13 +771,13 @@ func TestOpeningIsShared(t *testing.T) {
 				t.Fatalf("player %d lost %d", i, lost)
 			}
 		}
-		pass(500 * time.Millisecond)
+		pass(openingIdle / 2)
 		if opening() == nil {
 			t.Error("the opening is gone too early")
 		}
 		size := len(opening())
 		s.frame('P', ms, 1)
-		pass(500 * time.Millisecond)
+		pass(openingIdle / 2)
 		if len(opening()) <= size && opening() != nil {
 			t.Error("the opening was not kept up to date")
 		}
