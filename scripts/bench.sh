@@ -131,8 +131,9 @@ if wanted https-1000; then
 	tls=
 fi
 run flv-10000 "" "$flv" -n "$(n 10000)" --floor --floor-interval 120ms
-run streams-1x5000 "" "$flv" -n "$(n 5000)"
-run streams-1000x5 "" "$flv" -n "$(n 5000)" -m "$(n 1000)"
+# These wait for the logs of the streams to fill that are pulled for the last players only.
+run streams-1x5000 "" "$flv" -n "$(n 5000)" --settle 10s
+run streams-1000x5 "" "$flv" -n "$(n 5000)" -m "$(n 1000)" --settle 10s
 run slow-2 "" "$flv" -n "$(n 1000)" --slow 1 --stalled 1 --duration 40s
 run slow-500 "" "$flv" -n "$(n 1000)" --stalled "$(n 500)" --duration 15s
 run crowd-5000 "" "$flv" -n "$(n 1000)" --crowd "$(n 5000)" --crowd-time 5s
