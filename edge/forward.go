@@ -456,6 +456,8 @@ func (f *forward) write(ctx context.Context, up *upstreamConn, cursor *stream.Cu
 	wake := make(chan struct{}, 1)
 	f.ring.Subscribe(wake)
 	defer f.ring.Unsubscribe(wake)
+	cursor.Hold()
+	defer cursor.LetGo()
 	var batch [batchTags]stream.Entry
 	var tags []media.Tag
 	for !over.there() {

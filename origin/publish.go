@@ -447,6 +447,8 @@ func (p *publication) segment(cursor *stream.Cursor) {
 	wake := make(chan struct{}, 1)
 	p.stream.Subscribe(wake)
 	defer p.stream.Unsubscribe(wake)
+	cursor.Hold()
+	defer cursor.LetGo()
 	var batch [segmentBatch]stream.Entry
 	for {
 		run, err := cursor.Next(batch[:])

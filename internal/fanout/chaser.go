@@ -75,6 +75,7 @@ func (s *Session) chase(rest []byte, in *shared) {
 	}
 	signals := asked.signals
 	s.mu.Unlock()
+	s.cursor.Hold()
 	s.e.running.Go(func() {
 		c := chaser{Session: s, signals: signals, video: true, begun: time.Now(), full: len(rest) > 0}
 		err := c.write(rest, in)
@@ -221,6 +222,7 @@ func (c *chaser) sleep() {
 // giveBack hands the session to its shard. The chaser must not touch it after.
 func (c *chaser) giveBack() {
 	s := c.Session
+	s.cursor.LetGo()
 	_ = s.p.Conn.SetWriteDeadline(time.Time{}) // the shard's writes know none
 	if c.full && !c.stuck && time.Since(c.begun) < lookEvery && s.unsent < unsentMost {
 		s.unsent *= 2

@@ -37,6 +37,7 @@ const openingIdle = 200 * time.Millisecond
 
 func newGroup(key groupKey) *group {
 	g := &group{key: key, cursor: key.stream.Tail()}
+	g.cursor.Hold()
 	g.next.Store(g.cursor.Seq())
 	return g
 }

@@ -294,7 +294,10 @@ func (s *Session) finish(why Reason, err error) {
 	if s.group != nil && s.group.leave() {
 		s.shard.nudge() // to drop the group
 	}
-	s.cursor = nil
+	if s.cursor != nil {
+		s.cursor.LetGo()
+		s.cursor = nil
+	}
 	s.e.finish(s, Result{Reason: why, Err: err, Bytes: s.bytes.Load(), Skipped: s.skipped.Load()})
 }
 

@@ -174,6 +174,7 @@ func (s *shard) drop(g *group) bool {
 		return false
 	}
 	g.key.stream.Unsubscribe(s.wake)
+	g.cursor.LetGo()
 	delete(s.groups, g.key)
 	i := slices.Index(s.list, g)
 	s.list = slices.Delete(s.list, i, i+1)

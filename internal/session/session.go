@@ -264,8 +264,8 @@ type Config struct {
 	// Whether what many players get at a time is sent by io_uring, one system call for up to 64 of them, where the kernel has it (Linux 5.6) and lets the process use it. Elsewhere, and with false, each player costs system calls of its own, which takes up to half more processor time.
 	IOURing bool `yaml:"io_uring"`
 	// How far (media time) a player may fall behind the newest frame before it jumps to the
-	// newest key frame, from 500ms to 10m. The log of a stream keeps as much, within
-	// max_log_bytes.
+	// newest key frame, from 500ms to 10m. The log of a stream keeps as much for those that are
+	// behind, within max_log_bytes.
 	MaxLag time.Duration `yaml:"max_lag"`
 	// How long a player's connection may take no byte before it is cut, from 100ms to 10m.
 	WriteTimeout time.Duration `yaml:"write_timeout"`
@@ -327,7 +327,11 @@ func (c *Config) Validate() error {
 	return errors.Join(errs...)
 }
 
+// recent is how much of a stream's log is kept while nobody is behind: nodes that lose a
+// source find in it where the next one goes on.
+const recent = 2 * time.Second
+
 // LogLimits returns the bounds of a stream's log.
 func (c *Config) LogLimits() stream.Limits {
-	return stream.Limits{MaxBytes: int64(c.MaxLogBytes), MaxTime: c.MaxLag}
+	return stream.Limits{MaxBytes: int64(c.MaxLogBytes), MaxTime: c.MaxLag, MinTime: recent}
 }

@@ -8,11 +8,12 @@ import "math"
 // has tags (see Release); the zero value is not usable.
 type Cursor struct {
 	s       *Stream
-	next    uint64   // sequence number of the entry to read
+	next    uint64   // sequence number of the entry to read; written with s.mu held for reading at least
 	seeking bool     // waits for the first join point at or after next
 	headers *Headers // that the reader has; nil until it got an entry
 	skipped uint64
 	lent    bool // what Next has returned is not released
+	holds   bool // its place; see Hold
 }
 
 // Run is a piece of the log: consecutive entries.
@@ -60,7 +61,7 @@ func (s *Stream) JoinOverlapping() *Cursor {
 
 // age returns how many ms of the log are behind entry n. s.mu is held.
 func (s *Stream) age(n uint64) int32 {
-	return int32(s.timeline.last - s.ring[n&uint64(len(s.ring)-1)].Tag.Time())
+	return int32(s.timeline.last - s.ring[n&uint64(len(s.ring)-1)].time)
 }
 
 // place puts the cursor on the newest join point. s.mu is held for reading.
@@ -123,6 +124,36 @@ func (c *Cursor) Release() {
 		c.lent = false
 		c.s.readers.Add(-1)
 	}
+}
+
+// Hold has the log keep what comes after the cursor's place for MaxTime, if it is that far
+// behind, until LetGo: without, MinTime is all that is sure. Cursors that may be behind
+// for longer than moments hold their places.
+func (c *Cursor) Hold() {
+	if c.holds {
+		return
+	}
+	s := c.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c.holds = true
+	if s.holds == nil {
+		s.holds = map[*Cursor]struct{}{}
+	}
+	s.holds[c] = struct{}{}
+	s.heldFrom = min(s.heldFrom, c.next)
+}
+
+// LetGo ends Hold. It may be called without.
+func (c *Cursor) LetGo() {
+	if !c.holds {
+		return
+	}
+	s := c.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c.holds = false
+	delete(s.holds, c)
 }
 
 // Settle moves a cursor that has not read yet to its join point, if that is

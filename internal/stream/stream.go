@@ -36,6 +36,9 @@ type Limits struct {
 	// readers that are behind. The entries from the newest join point on are
 	// kept however long they are, within MaxBytes.
 	MaxTime time.Duration
+	// MinTime is how much of that is kept if no reader that holds its place is
+	// behind (see Cursor.Hold); MaxTime if 0.
+	MinTime time.Duration
 }
 
 // DefaultLimits are 32 MiB and 5 s.
@@ -79,6 +82,9 @@ type Stream struct {
 	mark uint64  // guarded by mu; newest join point; none in the log when mark < head or mark >= next
 	prev uint64  // guarded by mu; the join point before it, likewise
 
+	holds    map[*Cursor]struct{} // guarded by mu; those that hold their places
+	heldFrom uint64               // guarded by mu; no cursor that holds its place is before it
+
 	timeline  timeline          // guarded by mu
 	headers   *Headers          // guarded by mu; in force at next; never nil
 	publisher *Publisher        // guarded by mu; nil between publishers
@@ -95,12 +101,13 @@ type Stream struct {
 // New returns an empty stream.
 func New(limits Limits) *Stream {
 	return &Stream{
-		limits:  limits,
-		ring:    make([]Entry, minRing),
-		cost:    minRing * entryCost,
-		mark:    ^uint64(0),
-		prev:    ^uint64(0),
-		headers: &Headers{},
+		limits:   limits,
+		ring:     make([]Entry, minRing),
+		cost:     minRing * entryCost,
+		mark:     ^uint64(0),
+		prev:     ^uint64(0),
+		heldFrom: ^uint64(0),
+		headers:  &Headers{},
 	}
 }
 
@@ -255,7 +262,7 @@ func (s *Stream) push(e Entry) {
 		s.drop()
 	}
 	if s.mark < s.next { // without a join point bytes alone decide
-		for s.head < s.mark && s.outdated(&s.ring[s.head&uint64(len(s.ring)-1)]) {
+		for s.head < s.mark && s.outdated() {
 			s.drop()
 		}
 	}
@@ -265,11 +272,37 @@ func (s *Stream) push(e Entry) {
 	}
 }
 
-// outdated reports whether e is older than MaxTime. s.mu is held.
-func (s *Stream) outdated(e *Entry) bool {
-	age := int64(int32(s.timeline.last - e.time))
+// outdated reports whether the oldest entry is older than its time. s.mu is held.
+func (s *Stream) outdated() bool {
+	age := int64(s.age(s.head))
 	// A header that came before the first frame can have any time.
-	return age > s.limits.MaxTime.Milliseconds() || age < -maxBack
+	if age > s.limits.MaxTime.Milliseconds() || age < -maxBack {
+		return true
+	}
+	return s.limits.MinTime > 0 && age > s.limits.MinTime.Milliseconds() && s.head < s.wanted()
+}
+
+// wanted returns the oldest entry that somebody may want: who holds a place, who joins
+// by JoinOverlapping, and who carries on with a source that another one does (Resume). s.mu
+// is held.
+func (s *Stream) wanted() uint64 {
+	const again = 16 // entries after which it is looked again where those are that hold a place
+	if s.next%again == 0 {
+		s.look()
+	}
+	at := min(s.mark, s.heldFrom)
+	if s.age(s.mark) < 4*fresh && s.prev >= s.head && s.prev < at && s.age(s.prev) <= old {
+		at = s.prev
+	}
+	return at
+}
+
+// look finds the first of the places that are held. s.mu is held.
+func (s *Stream) look() {
+	s.heldFrom = ^uint64(0)
+	for c := range s.holds {
+		s.heldFrom = min(s.heldFrom, c.next)
+	}
 }
 
 func (s *Stream) drop() { // s.mu is held
