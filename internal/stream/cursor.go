@@ -3,9 +3,9 @@ package stream
 import "math"
 
 // Cursor is one reader's place in a log: a position and the headers that the
-// reader has. It starts nothing, holds nothing up, and needs no closing. It
-// belongs to its reader and is not safe for concurrent use, and not to be copied while it
-// has tags (see Release); the zero value is not usable.
+// reader has. It starts nothing, holds nothing up, and needs no closing unless it
+// holds its place (see Hold). It belongs to its reader and is not safe for concurrent use,
+// and not to be copied while it has tags (see Release); the zero value is not usable.
 type Cursor struct {
 	s       *Stream
 	next    uint64   // sequence number of the entry to read; written with s.mu held for reading at least

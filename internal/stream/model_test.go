@@ -35,8 +35,11 @@ type modelReader struct {
 // TestLogAgainstModel lets a random publisher, with jumps of its clock, header
 // changes and successors, write into a small log, and random readers read. Every
 // reader must see consecutive runs that begin at a join point, with the headers
-// of that place, with times that never go back, and with the loss counted right; and
-// with tags whose memory is not used again while they have them.
+// of that place, with times that never go back, with the loss counted right, and with
+// tags whose memory is not used again while they have them. One that holds its place
+// loses nothing that is younger than MaxTime, unless there are no bytes for
+// it; and in front of the newest join point the log has nothing that is older than MinTime,
+// unless the join point before is, and may be wanted, or a place that is held.
 func TestLogAgainstModel(t *testing.T) {
 	for n := range 10 { // ten times the usual number of histories: they are short
 		t.Run(fmt.Sprint(n), func(t *testing.T) { rapid.Check(t, compareWithModel) })
@@ -45,8 +48,9 @@ func TestLogAgainstModel(t *testing.T) {
 
 func compareWithModel(t *rapid.T) {
 	limits := Limits{
-		MaxBytes: minRing*entryCost + rapid.Int64Range(0, 40_000).Draw(t, "bytes"),
+		MaxBytes: minRing*entryCost + rapid.Int64Range(0, 40_000).Draw(t, "bytes")*rapid.SampledFrom([]int64{1, 30}).Draw(t, "times"),
 		MaxTime:  time.Duration(rapid.IntRange(1, 3000).Draw(t, "ms")) * time.Millisecond,
+		MinTime:  time.Duration(rapid.IntRange(0, 3300).Draw(t, "least ms")) * time.Millisecond,
 	}
 	s := New(limits)
 	p, _ := s.Publish()
@@ -67,6 +71,50 @@ func compareWithModel(t *rapid.T) {
 	var video videoTrack
 	closed := false
 
+	// wants checks what an append has dropped, from entry oldest on, and kept.
+	wants := func(oldest uint64) {
+		isOld := func(n uint64, most time.Duration) bool {
+			age := int32(s.timeline.last - all[n].time)
+			return age > int32(most.Milliseconds()) || age < -maxBack
+		}
+		isLost := func(n uint64) bool { return n < s.head && !isOld(n, limits.MaxTime) } // younger than MaxTime
+		isHeld := false                                                                  // the oldest entry
+		for _, r := range readers {
+			if !r.c.holds {
+				continue
+			}
+			isHeld = isHeld || r.c.next == s.head || r.c.seeking && r.c.next < s.head
+			if r.c.next >= oldest && isLost(r.c.next) {
+				t.Fatalf("entry %d was dropped, a reader holds %d", s.head-1, r.c.next)
+			}
+		}
+		var joins []uint64 // the newest two
+		for n := s.next; n > oldest && len(joins) < 2; n-- {
+			if all[n-1].joinable {
+				joins = append(joins, n-1)
+			}
+		}
+		least := limits.MinTime
+		if least == 0 || least > limits.MaxTime {
+			least = limits.MaxTime
+		}
+		for n := oldest; n < s.head; n++ {
+			if !isOld(n, least) || len(joins) == 0 || n >= joins[0] {
+				t.Fatalf("entry %d was dropped", n)
+			}
+		}
+		before := len(joins) == 2 && !isOld(joins[0], (late-1)*time.Millisecond)
+		if before && isLost(joins[1]) {
+			t.Fatalf("the join point before, %d, was dropped", joins[1])
+		}
+		if len(joins) == 0 || s.head >= joins[0] || !isOld(s.head, least) || s.next%again != 0 {
+			return
+		}
+		if !isHeld && !(before && s.head == joins[1]) {
+			t.Fatalf("entry %d is kept for nobody", s.head)
+		}
+	}
+
 	restart := func() {
 		headers, video = map[media.Kind]string{}, videoTrack{}
 	}
@@ -74,6 +122,10 @@ func compareWithModel(t *rapid.T) {
 		name := fmt.Sprintf("%c%d", letter, len(all))
 		tag := makeTag(name, clock, rapid.IntRange(0, 1500).Draw(t, "pad"))
 		body := string(tag.Body())
+		oldest, bytes := s.head, s.cost
+		if int(s.next-s.head) == len(s.ring) {
+			bytes += s.cost // more than it may grow by
+		}
 		err := p.Append(tag)
 		if closed {
 			if err == nil {
@@ -100,6 +152,9 @@ func compareWithModel(t *rapid.T) {
 		}
 		e.headers = headers
 		all = append(all, e)
+		if s.head < s.next && bytes+s.ring[(s.next-1)&uint64(len(s.ring)-1)].cost() <= limits.MaxBytes { // else they decide
+			wants(oldest)
+		}
 	}
 	newestJoin := func() int {
 		for i := len(all) - 1; i >= int(s.head); i-- {
@@ -257,9 +312,20 @@ func compareWithModel(t *rapid.T) {
 				t.Fatalf("joined at %d (seeking %v), want %d", r.c.next, r.c.seeking, join)
 			}
 			if len(readers) == 8 {
+				readers[0].c.LetGo()
 				readers = readers[1:]
 			}
 			readers = append(readers, r)
+		},
+		"hold": func(*rapid.T) {
+			for _, r := range readers {
+				switch rapid.IntRange(0, 3).Draw(t, "this one") {
+				case 1, 2:
+					r.c.Hold()
+				case 3:
+					r.c.LetGo()
+				}
+			}
 		},
 		"read": func(*rapid.T) { // most read
 			for _, r := range readers {

@@ -83,7 +83,7 @@ type Stream struct {
 	prev uint64  // guarded by mu; the join point before it, likewise
 
 	holds    map[*Cursor]struct{} // guarded by mu; those that hold their places
-	heldFrom uint64               // guarded by mu; no cursor that holds its place is before it
+	heldFrom uint64               // guarded by mu; what is held is at or behind it
 
 	timeline  timeline          // guarded by mu
 	headers   *Headers          // guarded by mu; in force at next; never nil
@@ -262,9 +262,7 @@ func (s *Stream) push(e Entry) {
 		s.drop()
 	}
 	if s.mark < s.next { // without a join point bytes alone decide
-		for s.head < s.mark && s.outdated() {
-			s.drop()
-		}
+		s.expire()
 	}
 	// An eighth, so that a log that swings by a group of pictures stays as it is.
 	if len(s.ring) > minRing && s.next-s.head <= uint64(len(s.ring)/8) {
@@ -272,36 +270,55 @@ func (s *Stream) push(e Entry) {
 	}
 }
 
-// outdated reports whether the oldest entry is older than its time. s.mu is held.
-func (s *Stream) outdated() bool {
-	age := int64(s.age(s.head))
-	// A header that came before the first frame can have any time.
-	if age > s.limits.MaxTime.Milliseconds() || age < -maxBack {
-		return true
+// expire drops what is older than its time, in front of the newest join point. s.mu is held.
+func (s *Stream) expire() {
+	for s.head < s.mark && s.outdated(s.limits.MaxTime) {
+		s.drop()
 	}
-	return s.limits.MinTime > 0 && age > s.limits.MinTime.Milliseconds() && s.head < s.wanted()
+	if s.limits.MinTime == 0 || s.head >= s.mark || !s.outdated(s.limits.MinTime) {
+		return
+	}
+	for from := s.wanted(); s.head < from && s.outdated(s.limits.MinTime); {
+		s.drop()
+	}
 }
 
-// wanted returns the oldest entry that somebody may want: who holds a place, who joins
-// by JoinOverlapping, and who carries on with a source that another one does (Resume). s.mu
-// is held.
+// outdated reports whether the oldest entry is older than most. s.mu is held.
+func (s *Stream) outdated(most time.Duration) bool {
+	age := int64(s.age(s.head))
+	// A header that came before the first frame can have any time.
+	return age > most.Milliseconds() || age < -maxBack
+}
+
+const (
+	late  = 1000 // ms that a source may be behind the one before it, for its first frame to be still in the log
+	again = 16   // entries after which it is looked again where those are that hold a place
+)
+
+// wanted returns the oldest entry, up to the newest join point, that somebody may want: who
+// holds a place, who joins by JoinOverlapping, and a publisher that goes on from another
+// source (Resume): one that is behind has the join point before only. s.mu is held.
 func (s *Stream) wanted() uint64 {
-	const again = 16 // entries after which it is looked again where those are that hold a place
 	if s.next%again == 0 {
 		s.look()
 	}
 	at := min(s.mark, s.heldFrom)
-	if s.age(s.mark) < 4*fresh && s.prev >= s.head && s.prev < at && s.age(s.prev) <= old {
-		at = s.prev
+	if s.prev >= s.head && s.age(s.mark) < late {
+		at = min(at, s.prev)
 	}
 	return at
 }
 
-// look finds the first of the places that are held. s.mu is held.
+// look finds the first of the places that are held. Who read what has left the log goes on
+// at the newest join point. s.mu is held.
 func (s *Stream) look() {
 	s.heldFrom = ^uint64(0)
 	for c := range s.holds {
-		s.heldFrom = min(s.heldFrom, c.next)
+		at := c.next
+		if at < s.head && !c.seeking {
+			at = s.mark
+		}
+		s.heldFrom = min(s.heldFrom, at)
 	}
 }
 

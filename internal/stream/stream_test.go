@@ -642,7 +642,7 @@ func TestOneChannelForManyStreams(t *testing.T) {
 // appends, one key frame in 50.
 func steady(tb testing.TB, n int) (*Stream, *Publisher, []media.Tag) {
 	tb.Helper()
-	s := New(Limits{MaxBytes: 4 << 20, MaxTime: 2 * time.Second})
+	s := New(Limits{MaxBytes: 4 << 20, MaxTime: 2 * time.Second, MinTime: time.Second})
 	p, _ := s.Publish()
 	tags := make([]media.Tag, 2000+n)
 	for i := range tags {
@@ -660,20 +660,26 @@ func steady(tb testing.TB, n int) (*Stream, *Publisher, []media.Tag) {
 
 func TestAppendAndNextDoNotAllocate(t *testing.T) {
 	const runs = 3000
-	s, p, tags := steady(t, runs+1)
-	w := make(chan struct{}, 1)
-	s.Subscribe(w)
-	c, buf, n := s.Join(), make([]Entry, 256), 0
-	_, _ = c.Next(buf)
-	got := testing.AllocsPerRun(runs, func() {
-		_ = p.Append(tags[n])
-		n++
-		if r, err := c.Next(buf); err != nil || len(r.Entries) != 1 {
-			t.Fatal(r, err)
+	for _, stuck := range []int{0, 1, 100} { // readers that hold their places
+		s, p, tags := steady(t, runs+1)
+		w := make(chan struct{}, 1)
+		s.Subscribe(w)
+		c, buf, n := s.Join(), make([]Entry, 256), 0
+		c.Hold()
+		for range stuck {
+			s.Join().Hold()
 		}
-	})
-	if got != 0 {
-		t.Errorf("%v allocations per append and next", got)
+		_, _ = c.Next(buf)
+		got := testing.AllocsPerRun(runs, func() {
+			_ = p.Append(tags[n])
+			n++
+			if r, err := c.Next(buf); err != nil || len(r.Entries) != 1 {
+				t.Fatal(r, err)
+			}
+		})
+		if got != 0 {
+			t.Errorf("%d are stuck: %v allocations per append and next", stuck, got)
+		}
 	}
 }
 
@@ -715,7 +721,7 @@ func BenchmarkAppendNext(b *testing.B) {
 // has it, although the memory of tags is used again.
 func TestConcurrentReadersSeeWhatWasAppended(t *testing.T) {
 	const total, readers = 20000, 16
-	s := New(Limits{MaxBytes: 256 << 10, MaxTime: 400 * time.Millisecond})
+	s := New(Limits{MaxBytes: 256 << 10, MaxTime: 400 * time.Millisecond, MinTime: 150 * time.Millisecond})
 	p, _ := s.Publish()
 	var slab media.Slab
 	p.Recycle(slab.Gone)
@@ -739,6 +745,7 @@ func TestConcurrentReadersSeeWhatWasAppended(t *testing.T) {
 		all.Go(func() {
 			defer s.Unsubscribe(w)
 			c, buf := s.Join(), make([]Entry, 1+id*3)
+			defer c.LetGo()
 			last, runs := uint32(0), 0
 			for {
 				r, err := c.Next(buf)
@@ -758,6 +765,12 @@ func TestConcurrentReadersSeeWhatWasAppended(t *testing.T) {
 					last = n
 				}
 				c.Release()
+				switch runs%20 + id%2 {
+				case 5:
+					c.Hold()
+				case 15:
+					c.LetGo()
+				}
 				switch runs++; {
 				case len(r.Entries) == 0:
 					runs--
@@ -786,6 +799,9 @@ func TestConcurrentReadersSeeWhatWasAppended(t *testing.T) {
 	close(failed)
 	for f := range failed {
 		t.Error(f)
+	}
+	if len(s.holds) > 0 {
+		t.Errorf("%d places are held", len(s.holds))
 	}
 }
 
