@@ -34,9 +34,12 @@ type source struct {
 	all     []media.Tag // headers included
 }
 
+// shortLog is how much of a log is kept while nobody is behind.
+const shortLog = 2 * time.Second
+
 func newSource(t testing.TB) *source {
 	t.Helper()
-	return newSourceWith(t, stream.Limits{MaxBytes: 64 << 20, MaxTime: 8 * time.Second})
+	return newSourceWith(t, stream.Limits{MaxBytes: 64 << 20, MaxTime: 8 * time.Second, MinTime: shortLog})
 }
 
 func newSourceWith(t testing.TB, limits stream.Limits) *source {

@@ -109,6 +109,9 @@ func (s *shard) run() {
 		}
 		select {
 		case <-s.done:
+			for i := len(s.list) - 1; i >= 0; i-- {
+				s.drop(s.list[i]) // streams outlive the engine
+			}
 			return
 		case <-s.post:
 			s.read()

@@ -9,11 +9,12 @@ import "math"
 type Cursor struct {
 	s       *Stream
 	next    uint64   // sequence number of the entry to read; written with s.mu held for reading at least
-	seeking bool     // waits for the first join point at or after next
 	headers *Headers // that the reader has; nil until it got an entry
 	skipped uint64
-	lent    bool // what Next has returned is not released
-	holds   bool // its place; see Hold
+	seeking bool   // waits for the first join point at or after next
+	lent    bool   // what Next has returned is not released
+	holds   bool   // its place; see Hold
+	time    uint32 // about that of the place, for when it is lost; valid if it holds
 }
 
 // Run is a piece of the log: consecutive entries.
@@ -107,7 +108,7 @@ func (c *Cursor) NextUntil(buf []Entry, end uint64) (Run, error) {
 		n++
 		c.next++
 	}
-	c.headers = buf[n-1].Headers
+	c.headers, c.time = buf[n-1].Headers, buf[n-1].time
 	if !c.lent {
 		c.lent = true
 		s.readers.Add(1)
@@ -136,7 +137,10 @@ func (c *Cursor) Hold() {
 	s := c.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c.holds = true
+	c.holds, c.time = true, s.timeline.last
+	if c.next >= s.head && c.next < s.next {
+		c.time = s.ring[c.next&uint64(len(s.ring)-1)].time
+	}
 	if s.holds == nil {
 		s.holds = map[*Cursor]struct{}{}
 	}
@@ -226,8 +230,8 @@ func (c *Cursor) pass(to uint64) {
 func (c *Cursor) Skipped() uint64 { return c.skipped }
 
 // Behind returns how far the cursor is behind the end of the log, in entries and
-// in milliseconds of media time (at most what the log holds). A cursor that
-// waits for a join point is not behind.
+// in milliseconds of media time (at most what the log holds, unless it holds its place). A
+// cursor that waits for a join point is not behind.
 func (c *Cursor) Behind() (entries uint64, ms uint32) {
 	c.s.mu.RLock()
 	defer c.s.mu.RUnlock()
@@ -238,8 +242,11 @@ func (c *Cursor) Behind() (entries uint64, ms uint32) {
 	if at == c.s.next {
 		return c.s.next - c.next, 0
 	}
-	d := int32(c.s.timeline.last - c.s.ring[at&mask].Tag.Time())
-	return c.s.next - c.next, uint32(max(d, 0))
+	since := c.s.ring[at&mask].time
+	if c.next < c.s.head && c.holds {
+		since = c.time
+	}
+	return c.s.next - c.next, uint32(max(int32(c.s.timeline.last-since), 0))
 }
 
 // Tail returns a cursor on the next entry to come, for a reader that has the

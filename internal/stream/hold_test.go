@@ -60,6 +60,15 @@ func TestLogThatNobodyHoldsIsShort(t *testing.T) {
 	f(10_000, 1960, 2*time.Second)
 	f(10_000, 9960, 9960*time.Millisecond)
 	f(0, 30_000, 2*time.Second) // audio: each frame is a join point
+
+	// The newest join point stays, also when more than it was kept for somebody.
+	s, p := start(t, short)
+	c := s.Join()
+	c.Hold()
+	flow(t, p, 0, 7280, 4000)
+	c.LetGo()
+	flow(t, p, 7320, 7320+640, 4000)
+	covers(t, s, "let go of", 3960*time.Millisecond)
 }
 
 // A reader that holds its place has what it has not read kept up to MaxTime, from the
@@ -134,6 +143,9 @@ func TestHoldOfAPlaceThatIsLost(t *testing.T) {
 	// It comes back, to the newest join point, and holds that at once, also with few
 	// entries in a second.
 	flow(t, p, 8760, 11_960, 3000)
+	if _, ms := c.Behind(); ms != 11_960 {
+		t.Errorf("behind by %d ms", ms)
+	}
 	if r, _ := c.Next(make([]Entry, 1)); len(r.Entries) != 1 || nameOf(r.Entries[0].Tag) != "K9000" {
 		t.Fatalf("%v", r.Entries)
 	}
