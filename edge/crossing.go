@@ -41,7 +41,8 @@ func (c *crossing) begin(to *rtmp.RedirectError) {
 		return
 	}
 	c.done, c.to, c.cursor = make(chan struct{}), to.Addr, c.f.ring.JoinOverlapping()
-	go func() { // awaited by end
+	c.cursor.Hold() // the answer may take seconds
+	go func() {     // awaited by end
 		defer close(c.done)
 		switch {
 		case to.TLS: // upstream is spoken to without it
@@ -72,6 +73,7 @@ func (c *crossing) there() bool {
 	if c.next == nil {
 		c.f.log.Warn("publisher stays at its upstream, the next one does not take it", "upstream", c.from.addr, "to", c.to, "err", c.err)
 		c.done = nil
+		c.cursor.LetGo()
 		return false
 	}
 	return true
@@ -93,11 +95,11 @@ func (c *crossing) end(lost bool) *upstreamConn {
 		}
 	}
 	<-c.done
-	if c.next == nil {
-		return nil
-	}
-	if c.ctx.Err() != nil {
-		c.next.Close()
+	if c.next == nil || c.ctx.Err() != nil {
+		c.cursor.LetGo()
+		if c.next != nil {
+			c.next.Close()
+		}
 		return nil
 	}
 	c.f.edge.metrics.carried.Inc()

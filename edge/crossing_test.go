@@ -73,6 +73,31 @@ func TestForwardIsCarriedOver(t *testing.T) {
 	}
 }
 
+// The next upstream takes its time. It gets the stream from where it was when it was asked:
+// who plays it there has had what is before.
+func TestForwardIsCarriedOverLate(t *testing.T) {
+	a, b := newUpstream(t, "a"), newUpstream(t, "b")
+	b.wait = make(chan struct{})
+	e := startEdge(t, "edge", quick().upstreams(a.rtmp), nil)
+	c := encoderAt(t, e.point, "demo")
+	encode(t, c, 0, 98)
+	a.awaitFrame(t, demo, 97)
+	if err := a.awaitPublisher(t).Ask(&session.Redirect{RTMP: b.rtmp}); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitPublisher(t)
+	encode(t, c, 98, 250) // 6 s
+	a.awaitFrame(t, demo, 249)
+	close(b.wait)
+	encode(t, c, 250, 252)
+	b.awaitFrame(t, demo, 251)
+	b.set(func() { // frame 95 was with the first one for a moment only
+		if n := b.streams[demo].Stats().TagsIn; n != 1+252-90 {
+			t.Errorf("the next upstream got %d tags", n)
+		}
+	})
+}
+
 // The next upstream refuses, or is not there: the first one keeps the publisher.
 func TestForwardStaysWhereItIs(t *testing.T) {
 	a, b := newUpstream(t, "a"), newUpstream(t, "b")

@@ -63,6 +63,7 @@ func (e *Edge) Publish(ctx context.Context, p *session.Publisher) session.Publis
 		return session.PublishEnd{Err: err}
 	}
 	cursor := f.ring.Join() // before the first tag: it gets them all
+	cursor.Hold()
 	if err := p.Accept(); err != nil {
 		up.Close()
 		return session.ReadEnd(err)

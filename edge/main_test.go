@@ -174,6 +174,7 @@ type upstream struct {
 	plays    int
 	asked    []session.Peer // of plays
 	refuse   error          // of publishers
+	wait     chan struct{}  // before publishers are let in, unless nil
 	ends     []string       // reasons of publishers
 	pubs     []*session.Publisher
 	files    map[string]hls.Object
@@ -274,10 +275,13 @@ func (u *upstream) Play(ctx context.Context, r session.PlayRequest) (session.Fee
 // Publish implements session.Role.
 func (u *upstream) Publish(_ context.Context, s *session.Publisher) session.PublishEnd {
 	u.mu.Lock()
-	refuse := u.refuse
+	refuse, wait := u.refuse, u.wait
 	s.Epoch = u.epoch
 	u.pubs = append(u.pubs, s)
 	u.mu.Unlock()
+	if wait != nil {
+		<-wait
+	}
 	if refuse != nil {
 		return session.PublishEnd{Err: refuse}
 	}

@@ -251,6 +251,7 @@ func (p *publication) show() {
 			Epoch: p.epoch, Log: o.log, Metrics: o.set,
 		})
 		cursor := p.stream.Join()
+		cursor.Hold()
 		o.running.Go(func() { p.segment(cursor) })
 	}
 	delete(o.lingering, p.key)
@@ -442,12 +443,11 @@ func (p *publication) release() {
 // segmentBatch is how many tags the segmenter takes from the log at a time.
 const segmentBatch = 64
 
-// segment cuts the stream's HLS until it ends.
+// segment cuts the stream's HLS until it ends. The cursor holds its place.
 func (p *publication) segment(cursor *stream.Cursor) {
 	wake := make(chan struct{}, 1)
 	p.stream.Subscribe(wake)
 	defer p.stream.Unsubscribe(wake)
-	cursor.Hold()
 	defer cursor.LetGo()
 	var batch [segmentBatch]stream.Entry
 	for {

@@ -327,11 +327,12 @@ func (c *Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// recent is how much of a stream's log is kept while nobody is behind: nodes that lose a
-// source find in it where the next one goes on.
+// recent is how much of a stream's log is kept, beyond what a batch has, while nobody is
+// behind: nodes that lose a source find in it where the next one goes on, and players on
+// their way between a shard and a goroutine of their own what they go on with.
 const recent = 2 * time.Second
 
 // LogLimits returns the bounds of a stream's log.
 func (c *Config) LogLimits() stream.Limits {
-	return stream.Limits{MaxBytes: int64(c.MaxLogBytes), MaxTime: c.MaxLag, MinTime: recent}
+	return stream.Limits{MaxBytes: int64(c.MaxLogBytes), MaxTime: c.MaxLag, MinTime: recent + c.MaxLatency}
 }

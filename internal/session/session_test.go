@@ -20,6 +20,7 @@ import (
 
 	"weir/internal/media"
 	"weir/internal/rtmp"
+	"weir/internal/stream"
 	"weir/internal/units"
 	"weir/internal/vhost"
 )
@@ -839,8 +840,12 @@ func TestConfig(t *testing.T) {
 	if err := good.Validate(); err != nil {
 		t.Error(err)
 	}
-	if l := good.LogLimits(); l.MaxBytes != 32<<20 || l.MaxTime != 8*time.Second {
+	if l := good.LogLimits(); l != (stream.Limits{MaxBytes: 32 << 20, MaxTime: 8 * time.Second, MinTime: 2120 * time.Millisecond}) {
 		t.Errorf("limits %+v", l)
+	}
+	late := good // what a batch has is there for who does not get all of it
+	if late.MaxLatency = 5 * time.Second; late.LogLimits().MinTime != 7*time.Second {
+		t.Errorf("limits %+v", late.LogLimits())
 	}
 	for key, change := range map[string]func(c *Config){
 		"max_lag":        func(c *Config) { c.MaxLag = 0 },

@@ -14,7 +14,7 @@ type Cursor struct {
 	seeking bool   // waits for the first join point at or after next
 	lent    bool   // what Next has returned is not released
 	holds   bool   // its place; see Hold
-	time    uint32 // about that of the place, for when it is lost; valid if it holds
+	time    uint32 // of the entry read last or, before one was, of the call of Hold; valid if it holds
 }
 
 // Run is a piece of the log: consecutive entries.
@@ -138,9 +138,6 @@ func (c *Cursor) Hold() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c.holds, c.time = true, s.timeline.last
-	if c.next >= s.head && c.next < s.next {
-		c.time = s.ring[c.next&uint64(len(s.ring)-1)].time
-	}
 	if s.holds == nil {
 		s.holds = map[*Cursor]struct{}{}
 	}

@@ -697,6 +697,7 @@ func BenchmarkAppendNext(b *testing.B) {
 			buf := make([]Entry, 64)
 			for i := range readers {
 				readers[i] = s.Join()
+				readers[i].Hold()
 				for r, _ := readers[i].Next(buf); len(r.Entries) > 0; r, _ = readers[i].Next(buf) {
 				}
 			}
