@@ -62,7 +62,7 @@ func TestPlayerThatIsBehindLosesNothing(t *testing.T) {
 			t.Errorf("nobody is behind, the log covers %v", got)
 		}
 		for round := range 3 {
-			sec := 5 + 8*round
+			sec := 5 + 10*round
 			k.change(func() { k.room = 10_000 })
 			if got := s.flow(sec, sec+6); got < 4900*time.Millisecond {
 				t.Errorf("a player is behind, the log covers %v", got)
@@ -72,7 +72,7 @@ func TestPlayerThatIsBehindLosesNothing(t *testing.T) {
 			if lost, tags := s.gets(t, 0, k.seen()); lost > 0 || p.Skipped() > 0 || len(tags) != len(s.all) {
 				t.Fatalf("lost %d, counted %d, has %d of %d tags", lost, p.Skipped(), len(tags), len(s.all))
 			}
-			if got := s.flow(sec+6, sec+8); got > shortLog {
+			if got := s.flow(sec+6, sec+10); got > shortLog {
 				t.Errorf("nobody is behind any more, the log covers %v", got)
 			}
 		}
