@@ -88,7 +88,7 @@ func TestPlacesAreLetGoOf(t *testing.T) {
 		"gone":          func(_ *Engine, s *source, _ *player, k *socket) { k.leave(); s.frame('P', 2000, 10) },
 		"stuck":         func(_ *Engine, s *source, p *player, k *socket) { s.flowTo(k, p) },
 		"too slow":      func(_ *Engine, s *source, p *player, k *socket) { s.flowTo(k, nil); pass(time.Minute) },
-		"engine closed": func(e *Engine, s *source, p *player, _ *socket) { s.frame('P', 2000, 10); e.Close() },
+		"engine closed": func(e *Engine, _ *source, _ *player, _ *socket) { e.Close() },
 	} {
 		holdStory(t, name, func(t *testing.T, e *Engine, s *source, p *player, k *socket) {
 			end(e, s, p, k)
@@ -136,6 +136,28 @@ func TestGroupHoldsItsPlace(t *testing.T) {
 		synctest.Wait()
 		if lost, tags := s.gets(t, 0, k.seen()); lost > 0 || p.Skipped() > 0 || len(tags) != len(s.all) {
 			t.Errorf("lost %d, counted %d, has %d of %d tags", lost, p.Skipped(), len(tags), len(s.all))
+		}
+	})
+}
+
+// An engine that is closed while a round is planned leaves nothing at its streams.
+func TestClosedEngineHoldsNothing(t *testing.T) {
+	inBubble(t, time.Second, func(t *testing.T, e *Engine, n *sockets) {
+		s := newSource(t)
+		s.headers(0)
+		dear := func(_ *socket, b []byte) int {
+			time.Sleep(50 * time.Millisecond) // the cost, in the time of the bubble
+			return len(b)
+		}
+		n.asOf.Store(&dear)
+		s.joinSocket(e, n, plenty, FLV{}, roomy)
+		for ms := 0; ms < 5000; ms += 40 {
+			s.frame("KPPPPPPPPP"[ms/40%10], ms, 100)
+			pass(40 * time.Millisecond)
+		}
+		e.Close()
+		if got := s.flow(5, 10); got > shortLog {
+			t.Errorf("the log covers %v", got)
 		}
 	})
 }
