@@ -236,6 +236,7 @@ func TestBatchesOfManyStreams(t *testing.T) {
 			e := New(Options{
 				Shards: 1, MaxLatency: 20 * time.Millisecond, Plain: plain, Log: slog.New(slog.DiscardHandler),
 				OnFlush: func(_, _ time.Duration, n, c int) { sends.Add(int64(n)); calls.Add(int64(c)) },
+				hooks:   hooks{pays: never}, // pages take calls of their own
 			})
 			defer e.Close()
 			var readers sync.WaitGroup
@@ -347,15 +348,24 @@ func TestCallsOfABatch(t *testing.T) {
 	}
 }
 
-// The ring sends only to players whose descriptor is the engine's own: many others get
-// the pages all the same.
+// Large blocks for players of whom the engine has the descriptors go by the ring and by
+// pages, and what they cost is noted; others go by pages.
 func TestPagesBesideTheRing(t *testing.T) {
 	for _, own := range []bool{true, false} {
-		var paged atomic.Bool
+		var mu sync.Mutex
+		var paged bool   // guarded by mu
+		var known [2]int // guarded by mu; sizes of which the cost is known, by way
 		e := New(Options{Shards: 1, Log: slog.New(slog.DiscardHandler), hooks: hooks{
 			round: func(s *shard) {
-				if s.out.pages.open {
-					paged.Store(true)
+				mu.Lock()
+				defer mu.Unlock()
+				paged, known = s.out.pages.open, [2]int{}
+				for _, c := range s.ways {
+					for by, cost := range c.cost {
+						if cost > 0 {
+							known[by]++
+						}
+					}
 				}
 			},
 		}})
@@ -367,20 +377,30 @@ func TestPagesBesideTheRing(t *testing.T) {
 			near, far := tcpPair(t)
 			all = append(all, s.crowdPlayerOn(e, near, far, 0, own))
 		}
-		get := func(b []byte) {
+		get := func(want []byte) {
 			t.Helper()
+			b := make([]byte, len(want))
 			for _, p := range all {
 				if _, err := io.ReadFull(p.far, b); err != nil {
 					t.Fatal(err)
 				}
+				if !bytes.Equal(b, want) {
+					t.Fatal("other bytes")
+				}
 			}
 		}
-		get(make([]byte, 13+len(joinTags(s.all))))
-		s.frame('P', 40, pagedBytes)
-		get(make([]byte, len(s.frames[len(s.frames)-1])))
+		get(append(FLV{}.begin(s.all), joinTags(s.all)...))
+		for i := range firstLooks {
+			s.frame('P', 40+40*i, pagedBytes)
+			get(s.frames[len(s.frames)-1])
+		}
 		e.Close()
-		if paged.Load() == own {
-			t.Errorf("own=%v: paged=%v", own, paged.Load())
+		want := [2]int{}
+		if own {
+			want = [2]int{1, 1}
+		}
+		if !paged || known != want {
+			t.Errorf("own=%v: paged=%v, costs known of %v, want %v", own, paged, known, want)
 		}
 	}
 }

@@ -27,8 +27,9 @@ type shard struct {
 	out    *socketWriter
 	batch  batch
 	pays   func(bytes, players int) bool // worthPages, but in tests
-	sends  int                           // of this round
-	warm   bool                          // there is an opening that time has to drop
+	ways   ways
+	sends  int  // of this round
+	warm   bool // there is an opening that time has to drop
 
 	// For the making of blocks.
 	entries [8]stream.Entry
@@ -364,8 +365,17 @@ func (s *shard) send(g *group) {
 	if len(g.healthy) == 0 {
 		return
 	}
-	// The players of a group are nearly all of a kind: it is the ring for all or none.
-	made.paged = s.pays(len(made.bytes), len(g.healthy)) && (g.healthy[0].fd < 0 || !s.batch.rings()) && s.put(made.bytes)
+	var begun time.Time
+	players := len(g.healthy)
+	paged := s.pays(len(made.bytes), players)
+	// The players of a group are nearly all of a kind: there is the ring for all or none.
+	either := paged && g.healthy[0].fd >= 0 && s.batch.rings()
+	if either {
+		s.drain()
+		begun = time.Now()
+		paged = s.ways.choose(len(made.bytes)) == byPages
+	}
+	made.paged = paged && s.put(made.bytes)
 	b := s.batch.add(made)
 	// From the last one on: who is found to be slow meanwhile is replaced by the last.
 	for i := len(g.healthy) - 1; i >= 0; i-- {
@@ -373,8 +383,15 @@ func (s *shard) send(g *group) {
 			s.drain()
 		}
 	}
-	if b.paged { // the next block has the pages
+	if b.paged || either { // the next block has the pages, and a time of its own
 		s.drain()
+	}
+	if either {
+		by := byRing
+		if b.paged {
+			by = byPages
+		}
+		s.ways.took(by, len(b.bytes), players, time.Since(begun))
 	}
 }
 
