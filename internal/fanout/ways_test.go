@@ -37,8 +37,8 @@ func TestWays(t *testing.T) {
 	between("nothing is known", send(16<<10, firstLooks, 8*us, 6*us), 0.5, 0.5)
 	between("pages are cheaper", send(16<<10, 1000, 8*us, 6*us), 0.85, 0.95)
 	between("of another size", send(64<<10, 1000, 8*us, 12*us), 0.05, 0.15)
-	between("until it is seen that it has changed", send(16<<10, 200, 6*us, 8*us), 0.05, 0.4)
-	between("the ring is cheaper now", send(16<<10, 1000, 6*us, 8*us), 0.05, 0.15)
+	between("until it is seen that it has changed", send(16<<10, 200, 7*us, 9*us), 0.05, 0.4)
+	between("the ring is cheaper now", send(16<<10, 1000, 7*us, 9*us), 0.05, 0.15)
 	between("which holds for all of about a size", send(20<<10, 1000, 7*us, 9*us), 0.05, 0.15)
 }
 
