@@ -349,7 +349,7 @@ func TestCallsOfABatch(t *testing.T) {
 }
 
 // Large blocks for players of whom the engine has the descriptors go by the ring and by
-// pages, and what they cost is noted; others go by pages.
+// pages, and what they cost is noted; shorter ones go by the ring. Others go by pages.
 func TestPagesBesideTheRing(t *testing.T) {
 	for _, own := range []bool{true, false} {
 		var mu sync.Mutex
@@ -390,8 +390,15 @@ func TestPagesBesideTheRing(t *testing.T) {
 			}
 		}
 		get(append(FLV{}.begin(s.all), joinTags(s.all)...))
+		s.frame('P', 20, pagedBytes)
+		get(s.frames[len(s.frames)-1])
+		mu.Lock()
+		if paged == own {
+			t.Errorf("own=%v: paged=%v for a block that is not large", own, paged)
+		}
+		mu.Unlock()
 		for i := range firstLooks {
-			s.frame('P', 40+40*i, pagedBytes)
+			s.frame('P', 40+40*i, eitherBytes)
 			get(s.frames[len(s.frames)-1])
 		}
 		e.Close()

@@ -369,11 +369,15 @@ func (s *shard) send(g *group) {
 	players := len(g.healthy)
 	paged := s.pays(len(made.bytes), players)
 	// The players of a group are nearly all of a kind: there is the ring for all or none.
-	either := paged && g.healthy[0].fd >= 0 && s.batch.rings()
-	if either {
+	ring := paged && g.healthy[0].fd >= 0 && s.batch.rings()
+	either := ring && len(made.bytes) >= eitherBytes
+	switch {
+	case either:
 		s.drain()
 		begun = time.Now()
 		paged = s.ways.choose(len(made.bytes)) == byPages
+	case ring:
+		paged = false
 	}
 	made.paged = paged && s.put(made.bytes)
 	b := s.batch.add(made)

@@ -34,16 +34,16 @@ func TestWays(t *testing.T) {
 		}
 	}
 	const us = time.Microsecond
-	between("nothing is known", send(16<<10, firstLooks, 8*us, 6*us), 0.5, 0.5)
-	between("pages are cheaper", send(16<<10, 1000, 8*us, 6*us), 0.85, 0.95)
-	between("of another size", send(64<<10, 1000, 8*us, 12*us), 0.05, 0.15)
-	between("until it is seen that it has changed", send(16<<10, 200, 7*us, 9*us), 0.05, 0.4)
-	between("the ring is cheaper now", send(16<<10, 1000, 7*us, 9*us), 0.05, 0.15)
-	between("which holds for all of about a size", send(20<<10, 1000, 7*us, 9*us), 0.05, 0.15)
+	between("nothing is known", send(40<<10, firstLooks, 8*us, 6*us), 0.5, 0.5)
+	between("pages are cheaper", send(40<<10, 1000, 8*us, 6*us), 0.85, 0.95)
+	between("of another size", send(100<<10, 1000, 8*us, 12*us), 0.05, 0.15)
+	between("until it is seen that it has changed", send(40<<10, 200, 7*us, 9*us), 0.05, 0.4)
+	between("the ring is cheaper now", send(40<<10, 1000, 7*us, 9*us), 0.05, 0.15)
+	between("which holds for all of about a size", send(50<<10, 1000, 7*us, 9*us), 0.05, 0.15)
 }
 
 func TestSizeClass(t *testing.T) {
-	for bytes, want := range map[int]int{1: 0, pagedBytes: 0, 2*pagedBytes - 1: 0, 2 * pagedBytes: 1, 40 << 10: 2, 100 << 10: 3, 1 << 30: sizes - 1} {
+	for bytes, want := range map[int]int{1: 0, eitherBytes: 0, 2*eitherBytes - 1: 0, 2 * eitherBytes: 1, 200 << 10: 2, 1 << 30: sizes - 1} {
 		if got := sizeClass(bytes); got != want {
 			t.Errorf("%d bytes are of size %d, want %d", bytes, got, want)
 		}

@@ -261,7 +261,7 @@ func (p *Publisher) End(why string) { p.live.end(why) }
 type Config struct {
 	// How long a frame may wait to be sent together with others, from 0 (never) to 5s. With few players each frame goes out at once; the more there are, the longer the batches, up to this, and the less a player costs.
 	MaxLatency time.Duration `yaml:"max_latency"`
-	// Whether what many players get at a time is sent by io_uring, one system call for up to 64 of them, where the kernel has it (Linux 5.6) and lets the process use it. Elsewhere, and with false, each player costs system calls of its own, which takes up to half more processor time.
+	// Whether what many players get at a time is sent by io_uring, one system call for up to 64 of them, where the kernel has it (Linux 5.6) and lets the process use it; batches of 32 KB and more only if that is cheaper on the machine than a call for each that copies nothing. Elsewhere, and with false, each player costs system calls of its own, which takes up to half more processor time.
 	IOURing bool `yaml:"io_uring"`
 	// How far (media time) a player may fall behind the newest frame before it jumps to the
 	// newest key frame, from 500ms to 10m. The log of a stream keeps as much for those that are
