@@ -390,7 +390,7 @@ func (s *shard) send(g *group) {
 	if b.paged || either { // the next block has the pages, and a time of its own
 		s.drain()
 	}
-	if either {
+	if either && len(g.healthy) == players { // sockets that take nothing cost little
 		by := byRing
 		if b.paged {
 			by = byPages

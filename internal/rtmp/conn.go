@@ -31,6 +31,7 @@ type conn struct {
 	deadline  time.Time     // of the present phase; zero means none
 	idle      time.Duration // longest wait for bytes without a deadline; 0 means for ever
 	cut       time.Time     // the read deadline that is set for idle; zero if another may be set
+	unsent    error         // why answers could not be written before a wait; the next read says it
 	ackWindow uint64        // bytes after which the peer wants an acknowledgement
 	acked     uint64
 	aggregate aggregate
@@ -77,13 +78,20 @@ type netReader struct{ c *conn }
 
 // Await implements chunk.Awaiter for connections that have such a method.
 func (r netReader) Await() {
-	if w, ok := r.c.nc.(interface{ Await() }); ok && r.c.flushIfIdle() == nil { // Read sees an error, too
+	w, ok := r.c.nc.(interface{ Await() })
+	if !ok {
+		return
+	}
+	if r.c.unsent = r.c.flushIfIdle(); r.c.unsent == nil {
 		w.Await()
 	}
 }
 
 func (r netReader) Read(p []byte) (int, error) {
 	c := r.c
+	if c.unsent != nil {
+		return 0, c.unsent
+	}
 	if err := c.flushIfIdle(); err != nil {
 		return 0, err
 	}

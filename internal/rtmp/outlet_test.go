@@ -83,6 +83,19 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
+// begin begins a write as soon as whoever reads the answers does not write.
+func begin(t *testing.T, o *Outlet) (b []byte) {
+	t.Helper()
+	eventually(t, "turn to write", func() (ok bool) {
+		var err error
+		if b, ok, err = o.Begin(nil); err != nil {
+			t.Fatal(err)
+		}
+		return ok
+	})
+	return b
+}
+
 // What a client has to answer while a message is half sent goes behind it, and not into
 // its middle.
 func TestOutletKeepsMessagesWhole(t *testing.T) {
@@ -92,10 +105,7 @@ func TestOutletKeepsMessagesWhole(t *testing.T) {
 	for i := range tag.Body() {
 		tag.Body()[i] = byte(i * 7)
 	}
-	b, ok, err := o.Begin(nil)
-	if !ok || err != nil {
-		t.Fatal(ok, err)
-	}
+	b := begin(t, o)
 	b = c.AppendTags(b, tag)
 	push(t, o, b, 70_000)
 
@@ -120,9 +130,8 @@ func TestOutletKeepsMessagesWhole(t *testing.T) {
 	if len(o.Rest()) > 0 {
 		t.Fatalf("%d bytes are left", len(o.Rest()))
 	}
-	b, ok, err = o.Begin(nil)
-	if !ok || err != nil || len(b) == 0 {
-		t.Fatal("no answer in front of the next write: ", len(b), ok, err)
+	if b = begin(t, o); len(b) == 0 {
+		t.Fatal("no answer in front of the next write")
 	}
 	audio := media.NewTag(media.Audio, 41, 10)
 	b = c.AppendTags(b, audio)
@@ -163,15 +172,13 @@ func TestOutletTimeout(t *testing.T) {
 	const timeout = 200 * time.Millisecond
 	c, _ := outletWithin(t, timeout)
 	o := c.Outlet()
-	b, ok, err := o.Begin(nil)
-	if !ok || err != nil {
-		t.Fatal(ok, err)
-	}
+	b := begin(t, o)
 	b = append(b, "some"...)
 	if err := o.Sent(b, 1); err != nil {
 		t.Fatal("at once: ", err)
 	}
 	begun := time.Now()
+	var err error
 	eventually(t, "timeout", func() bool { err = o.Sent(o.Rest(), 0); return err != nil })
 	if !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(begun) < timeout/2 {
 		t.Errorf("after %v: %v", time.Since(begun), err)
@@ -182,10 +189,7 @@ func TestOutletTimeout(t *testing.T) {
 func TestOutletRefused(t *testing.T) {
 	c, server := outletTo(t)
 	o := c.Outlet()
-	b, _, err := o.Begin(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := begin(t, o)
 	if err := o.Sent(append(b, 1, 2), 1); err != nil { // all the while something is left
 		t.Fatal(err)
 	}
