@@ -365,21 +365,12 @@ func (s *shard) send(g *group) {
 	if len(g.healthy) == 0 {
 		return
 	}
-	var begun time.Time
-	players := len(g.healthy)
-	paged := s.pays(len(made.bytes), players)
-	// The players of a group are nearly all of a kind: there is the ring for all or none.
-	ring := paged && g.healthy[0].fd >= 0 && s.batch.rings()
-	either := ring && len(made.bytes) >= eitherBytes
-	switch {
-	case either:
+	by, timed := s.way(g, len(made.bytes))
+	if timed { // by itself
 		s.drain()
-		begun = time.Now()
-		paged = s.ways.choose(len(made.bytes)) == byPages
-	case ring:
-		paged = false
 	}
-	made.paged = paged && s.put(made.bytes)
+	begun, players := time.Now(), len(g.healthy)
+	made.paged = by == byPages && s.put(made.bytes)
 	b := s.batch.add(made)
 	// From the last one on: who is found to be slow meanwhile is replaced by the last.
 	for i := len(g.healthy) - 1; i >= 0; i-- {
@@ -387,16 +378,27 @@ func (s *shard) send(g *group) {
 			s.drain()
 		}
 	}
-	if b.paged || either { // the next block has the pages, and a time of its own
+	if b.paged || timed { // the next block has the pages
 		s.drain()
 	}
-	if either && len(g.healthy) == players { // sockets that take nothing cost little
-		by := byRing
-		if b.paged {
-			by = byPages
-		}
-		s.ways.took(by, len(b.bytes), players, time.Since(begun))
+	if timed && b.paged == (by == byPages) {
+		s.ways.took(by, len(b.bytes), players, len(g.healthy), time.Since(begun))
 	}
+}
+
+// way returns how a block of so many bytes goes to the healthy players of a group, and
+// whether what that takes is to be noted. They are nearly all of a kind: there is the ring
+// for all or none.
+func (s *shard) way(g *group, bytes int) (by way, timed bool) {
+	switch {
+	case !s.pays(bytes, len(g.healthy)):
+		return byRing, false
+	case g.healthy[0].fd < 0 || !s.batch.rings():
+		return byPages, false
+	case bytes < eitherBytes:
+		return byRing, false
+	}
+	return s.ways.choose(bytes), true
 }
 
 // submit sends the batch, and is done with its blocks.

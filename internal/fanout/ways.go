@@ -9,7 +9,7 @@ import (
 type way uint8
 
 const (
-	byRing  way = iota // copies, with one system call for many players
+	byRing  way = iota // copies, with one system call for many players where there is a ring
 	byPages            // the same pages for all, with a system call for each
 )
 
@@ -33,6 +33,8 @@ const (
 	otherEvery = 16
 	// So many blocks at first go both ways in turn.
 	firstLooks = 8
+	// One player in so many may be slow for what a block took to count.
+	fewSlow = 16
 	// A cost that is not reached again is forgotten by so much with each block. What is
 	// measured is more than it costs whenever the processor is wanted elsewhere.
 	forgetting = 1.01
@@ -56,8 +58,12 @@ func (w *ways) choose(bytes int) way {
 	return cheap
 }
 
-// took notes what sending a block to so many players took.
-func (w *ways) took(by way, bytes, players int, d time.Duration) {
+// took notes what sending a block to so many players took, of whom whole have taken all
+// of it. Where many have not, what it took says little: a full socket costs next to nothing.
+func (w *ways) took(by way, bytes, players, whole int, d time.Duration) {
+	if whole < players-players/fewSlow {
+		return
+	}
 	cost := &w[sizeClass(bytes)].cost[by]
 	now := float64(max(d, 1)) / float64(bytes) / float64(players)
 	if *cost > 0 {
